@@ -1,0 +1,26 @@
+"""How tests and doctests run: on CPU, in float64, with nothing broadcast by accident."""
+
+import os
+
+import jax
+import pytest
+
+# The environment is for the processes that tests start, the config for a jax imported before us.
+jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# jax_numpy_dtype_promotion stays "standard": under "strict" optax.adam itself raises.
+
+# A test compiles what it tests, whatever the environment says of a persistent cache.
+jax.config.update("jax_enable_compilation_cache", False)
+
+
+@pytest.fixture(autouse=True)
+def _doctests_print_what_a_reader_sees(request):
+    """Doctests run with JAX's defaults, so that the dtypes they print are the reader's."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)

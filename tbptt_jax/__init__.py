@@ -1,0 +1,31 @@
+"""Truncated backpropagation through time for JAX and Flax: exact, tested, fast."""
+
+from tbptt_jax.credit import Truncation, credit_matrix
+from tbptt_jax.gradients import Window, WindowValue, forward, window_value_and_grad
+from tbptt_jax.lstm import LSTM
+from tbptt_jax.model import SequenceModel, Stack, functional
+from tbptt_jax.train import TrainState, evaluate, gradient, predict, train_step
+from tbptt_jax.types import Batch, Metrics, Model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSTM",
+    "Batch",
+    "Metrics",
+    "Model",
+    "SequenceModel",
+    "Stack",
+    "TrainState",
+    "Truncation",
+    "Window",
+    "WindowValue",
+    "credit_matrix",
+    "evaluate",
+    "forward",
+    "functional",
+    "gradient",
+    "predict",
+    "train_step",
+    "window_value_and_grad",
+]

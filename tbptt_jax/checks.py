@@ -1,0 +1,111 @@
+"""Bad input is told at the boundary: which argument, what was expected, what came, what to do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tbptt_jax.credit import Truncation
+from tbptt_jax.types import Batch, Carry
+
+
+def check_batch(batch: Batch) -> None:
+    """Raise if the arrays of a batch do not belong together; shapes and dtypes only, no values.
+
+    Raises:
+      TypeError: no Batch; a mask or reset that is not boolean; weights that are not floating.
+      ValueError: an array without [B, T], empty, or of another B or T than the inputs.
+    """
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"batch must be a tbptt_jax.Batch, got {type(batch).__name__}; write "
+            "Batch(inputs, targets)"
+        )
+    leading = None
+    for name in ("inputs", "targets"):
+        leaves = jax.tree.leaves(getattr(batch, name))
+        if not leaves:
+            raise TypeError(f"Batch: {name} must be an array [B, T, ...], got none")
+        for leaf in leaves:
+            if not hasattr(leaf, "shape"):
+                raise TypeError(
+                    f"Batch: {name} must be an array [B, T, ...], got {type(leaf).__name__}; "
+                    "convert it with np.asarray"
+                )
+            leading = leading or leaf.shape[:2]
+            _check_leading(name, leaf, leading, exact=False)
+    for name in ("mask", "reset", "weights"):
+        array = getattr(batch, name)
+        if array is not None:
+            if not hasattr(array, "dtype"):
+                raise TypeError(
+                    f"Batch: {name} must be an array [B, T], got {type(array).__name__}; convert "
+                    "it with np.asarray"
+                )
+            _check_leading(name, array, leading, exact=True)
+            _check_dtype(name, array)
+
+
+def _check_leading(name: str, array: Any, leading: tuple[int, ...], *, exact: bool) -> None:
+    shape = array.shape
+    if len(shape) < 2 or (exact and len(shape) != 2):
+        raise ValueError(
+            f"Batch: {name} must have shape [B, T{'' if exact else ', ...'}] (examples, steps), "
+            f"got {list(shape)}"
+        )
+    if 0 in shape[:2]:
+        raise ValueError(f"Batch: {name} must hold at least one example and step, got {list(shape)}")
+    if shape[:2] != leading:
+        raise ValueError(
+            f"Batch: {name} must lead with [B, T] = {list(leading)} like the inputs, got "
+            f"{list(shape)}; a label for a whole sequence is repeated at every step, and "
+            "`weights` say where its loss counts"
+        )
+
+
+def _check_dtype(name: str, array: Any) -> None:
+    if name == "weights":
+        if not jnp.issubdtype(array.dtype, np.floating):
+            raise TypeError(
+                f"Batch: weights must be floating point, got {array.dtype}; use "
+                "weights.astype(np.float32)"
+            )
+    elif array.dtype != bool:
+        raise TypeError(
+            f"Batch: {name} must be boolean, got {array.dtype}; use {name}.astype(bool)"
+        )
+
+
+def check_plan(truncation: Truncation) -> None:
+    """Raise if this is no plan, or one that cannot be run yet.
+
+    Raises:
+      TypeError: no Truncation.
+      NotImplementedError: anchor="loss".
+    """
+    if not isinstance(truncation, Truncation):
+        raise TypeError(
+            f"truncation must be a tbptt_jax.Truncation, got {type(truncation).__name__}; write "
+            "Truncation(k1=30, k2=30)"
+        )
+    if truncation.anchor == "loss":
+        raise NotImplementedError(
+            'Truncation: anchor="loss" is defined (see credit_matrix) but cannot be trained with '
+            'yet; use anchor="update", which is the same when k1 = 1'
+        )
+
+
+def check_stream(carry: Carry, rows: int) -> None:
+    """Raise if a stream goes on with another number of rows than it has carries.
+
+    Raises:
+      ValueError: the batch sizes differ.
+    """
+    kept = jax.tree.leaves(carry)[0].shape[0]
+    if kept != rows:
+        raise ValueError(
+            f"Batch: inputs continue a stream of {kept} rows (reset is given), got {rows} rows; "
+            "keep the batch size, or begin new streams with dataclasses.replace(state, "
+            "carry=None, lookback=None)"
+        )

@@ -1,0 +1,211 @@
+"""Models: from flax nnx modules to pure functions over a parameter pytree."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tbptt_jax.recurrence import step_shape, unroll
+from tbptt_jax.types import Array, Carry, Model, Params
+
+
+class SequenceModel(nnx.Module):
+    """An encoder, a recurrent core and a readout.
+
+    Encoder and readout are called once for all steps of a window; only the core is sequential.
+    Dropout belongs to the encoder and the readout; it is on in `train_step` and off elsewhere.
+
+    Args:
+      encoder: [B, T, ...] to [B, T, features], for example `nnx.Embed`; None: inputs as they are.
+      core: `tbptt_jax.LSTM`, any flax nnx cell, `tbptt_jax.Stack`, or an nnx module of your own
+        with `(carry, x) -> (carry, y)` and `initialize_carry(input_shape, rngs)`.
+      readout: [B, T, features] to [B, T, ...], for example `nnx.Linear`; None: the core's outputs.
+
+    Raises:
+      TypeError: the core has no step or no `initialize_carry`.
+
+    Example:
+      >>> from flax import nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> model = SequenceModel(nnx.Embed(100, 8, rngs=rngs), nnx.GRUCell(8, 16, rngs=rngs),
+      ...                       nnx.Linear(16, 2, rngs=rngs))
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[Any], Any] | None = None,
+        core: Any = None,
+        readout: Callable[[Any], Any] | None = None,
+    ):
+        _check_core("SequenceModel: core", core)
+        self.encoder = encoder
+        self.core = core
+        self.readout = readout
+
+
+class Stack(nnx.Module):
+    """Cells on top of each other: the output of one is the input of the next.
+
+    The carry is the tuple of the cells' carries.
+
+    Args:
+      cells: at least one; anything that `SequenceModel` takes as a core.
+
+    Example:
+      >>> from flax import nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> core = Stack([nnx.GRUCell(8, 16, rngs=rngs), nnx.GRUCell(16, 16, rngs=rngs)])
+    """
+
+    def __init__(self, cells: Sequence[Any]):
+        if not cells:
+            raise ValueError("Stack: cells must hold at least one cell, got none")
+        for i, cell in enumerate(cells):
+            _check_core(f"Stack: cells[{i}]", cell)
+        self.cells = nnx.List(cells)
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: nnx.Rngs) -> Carry:
+        carries = []
+        x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
+        for cell in self.cells:
+            carries.append(cell_carry(cell, x.shape, rngs))
+            x = jax.eval_shape(lambda c, x, cell=cell: cell(c, x)[1], carries[-1], x)
+        return tuple(carries)
+
+    def __call__(self, carry: Carry, x: Any) -> tuple[Carry, Any]:
+        new = []
+        for cell, c in zip(self.cells, carry, strict=True):
+            c, x = cell(c, x)
+            new.append(c)
+        return tuple(new), x
+
+    def unroll(
+        self, carry: Carry, xs: Any, mask: Array | None = None, reset: Array | None = None
+    ) -> tuple[Carry, Any, Carry]:
+        """Run over xs [B, T, ...], one cell after the other, each by its own fastest way."""
+        ends, stacks = [], []
+        for cell, c in zip(self.cells, carry, strict=True):
+            end, xs, stack = _unroll_cell(cell, c, xs, mask, reset)
+            ends.append(end)
+            stacks.append(stack)
+        return tuple(ends), xs, tuple(stacks)
+
+
+def cell_carry(cell: Any, input_shape: Any, rngs: nnx.Rngs) -> Carry:
+    """The cell's initial carry; flax's cells want `rngs` even for zeros, others may not take it."""
+    if "rngs" in inspect.signature(cell.initialize_carry).parameters:
+        return cell.initialize_carry(input_shape, rngs=rngs)
+    return cell.initialize_carry(input_shape)
+
+
+def _unroll_cell(cell, carry, xs, mask, reset):
+    if hasattr(cell, "unroll"):
+        return cell.unroll(carry, xs, mask, reset)
+    initial = None if reset is None else cell_carry(cell, step_shape(xs), nnx.Rngs(0))
+    return unroll(cell, carry, xs, mask, reset, initial)
+
+
+def _check_core(name, core):
+    if not (callable(core) and hasattr(core, "initialize_carry")):
+        raise TypeError(
+            f"{name} must be a recurrent cell with (carry, x) -> (carry, y) and "
+            f"initialize_carry(input_shape, rngs), got {type(core).__name__}; use "
+            "tbptt_jax.LSTM, a flax nnx cell or tbptt_jax.Stack"
+        )
+    if isinstance(core, nnx.Module) and any(
+        isinstance(node, nnx.Dropout) for _, node in nnx.iter_graph(core)
+    ):
+        raise TypeError(
+            f"{name} holds an nnx.Dropout, which a recurrent step has no random key for; put "
+            "dropout into the encoder or the readout"
+        )
+
+
+def functional(module: SequenceModel) -> tuple[Model, Params]:
+    """Split a `SequenceModel` into pure functions and their parameters.
+
+    Args:
+      module: the model; it is not changed, and the parameters are copies.
+
+    Returns:
+      The functions, and the parameters as nested dicts of arrays. Two modules built alike give the
+      very same functions, so that what was compiled for one serves the other.
+
+    Raises:
+      TypeError: `module` is no SequenceModel, or holds variables that are neither parameters nor
+        random streams (batch statistics, caches): a recurrence over windows has no place to update
+        them.
+    """
+    if not isinstance(module, SequenceModel):
+        raise TypeError(
+            f"model must be a SequenceModel or a Model, got {type(module).__name__}; wrap the "
+            "cell: SequenceModel(encoder, core, readout)"
+        )
+    module = nnx.clone(module)
+    module.train()
+    graph, params, random, other = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    if jax.tree.leaves(other):
+        kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(other)})
+        raise TypeError(
+            f"model holds variables of type {', '.join(kinds)}, which training by windows cannot "
+            "update; use layers without running statistics (nnx.LayerNorm for nnx.BatchNorm), and "
+            "make frozen weights nnx.Param with optax.set_to_zero"
+        )
+    module.eval()
+    streams, structure = jax.tree.flatten(nnx.to_pure_dict(random))
+    is_key = tuple(jnp.issubdtype(s.dtype, jax.dtypes.prng_key) for s in streams)
+    functions = _functions(graph, nnx.graphdef(module), structure, is_key)
+    return functions, jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
+
+
+def uses_rng(module: SequenceModel) -> bool:
+    """Whether the encoder or the readout draws random numbers while training."""
+    return bool(jax.tree.leaves(nnx.state(module, nnx.RngState)))
+
+
+def rebuild(module: SequenceModel) -> Callable[[Params], SequenceModel]:
+    """A function that puts parameters into a copy of `module`, in evaluation mode."""
+    module = nnx.clone(module)
+    module.eval()
+    graph, _, random = nnx.split(module, nnx.Param, ...)
+    return lambda params: nnx.merge(graph, jax.tree.map(jnp.copy, params), random)
+
+
+@functools.cache
+def _functions(train_graph, eval_graph, structure, is_key) -> Model:
+    """The pure functions of a graph; cached, since compiled code is found by their identity."""
+
+    def merge(params, rng=None) -> SequenceModel:
+        # Without a key the graph is the deterministic one, and its streams are never drawn from.
+        key = jax.random.key(0) if rng is None else rng
+        streams = [
+            jax.random.fold_in(key, i) if is_key else jnp.zeros((), jnp.uint32)
+            for i, is_key in enumerate(is_key_of)
+        ]
+        graph = eval_graph if rng is None else train_graph
+        return nnx.merge(graph, params, jax.tree.unflatten(structure, streams))
+
+    is_key_of = is_key
+
+    def initialize_carry(params, input_shape):
+        return cell_carry(merge(params).core, input_shape, nnx.Rngs(0))
+
+    def encode(params, inputs, rng):
+        encoder = merge(params, rng).encoder
+        return inputs if encoder is None else encoder(inputs)
+
+    def step(params, carry, x):
+        return merge(params).core(carry, x)
+
+    def readout(params, ys, rng):
+        layer = merge(params, rng).readout
+        return ys if layer is None else layer(ys)
+
+    def unroll_core(params, carry, xs, mask, reset):
+        return _unroll_cell(merge(params).core, carry, xs, mask, reset)
+
+    return Model(initialize_carry, encode, step, readout, unroll_core)

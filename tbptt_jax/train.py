@@ -1,0 +1,345 @@
+"""Training: the state, the windows of a batch with an update in each, evaluation."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from tbptt_jax import gradients, windows
+from tbptt_jax.checks import check_batch, check_plan, check_stream
+from tbptt_jax.credit import Truncation
+from tbptt_jax.gradients import Window
+from tbptt_jax.model import SequenceModel, functional, rebuild, uses_rng
+from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
+from tbptt_jax.windows import Lookback, Memory
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "opt_state", "step", "rng", "carry", "lookback"),
+    meta_fields=("functions", "optimizer", "loss", "to_module"),
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training is, as one pytree. Make it with `TrainState.create`.
+
+    `train_step` donates it: use the state that it returns and drop the one given.
+
+    Attributes:
+      params: the parameters.
+      opt_state: the optimizer's state.
+      step: int32 [], updates made so far.
+      rng: key that dropout draws from; None where the model draws nothing.
+      carry: carry after the newest step; None before the first batch.
+      lookback: the steps before it that a later window may reach back to; None where sequences
+        are independent.
+      functions: the network as pure functions.
+      optimizer: the optax transformation.
+      loss: `(outputs, targets) -> losses [B, T]`.
+      to_module: parameters to nnx module; None for a network given as pure functions.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: jax.Array
+    rng: jax.Array | None
+    carry: Carry | None
+    lookback: Lookback | None
+    functions: Model
+    optimizer: optax.GradientTransformation
+    loss: LossFn
+    to_module: Callable[[Params], nnx.Module] | None
+
+    @classmethod
+    def create(
+        cls,
+        model: SequenceModel | Model,
+        optimizer: optax.GradientTransformation,
+        loss: LossFn,
+        *,
+        params: Params = None,
+        seed: int = 0,
+    ) -> "TrainState":
+        """A state before the first batch.
+
+        Args:
+          model: a `SequenceModel`, or pure functions together with `params`.
+          optimizer: any optax transformation.
+          loss: `(outputs [B, T, ...], targets [B, T, ...]) -> losses [B, T]`, as
+            `optax.losses.softmax_cross_entropy_with_integer_labels`.
+          params: the parameters, when `model` is a `Model`; copied.
+          seed: of the dropout.
+
+        Returns:
+          The state. It holds copies: nothing that is given here is donated by `train_step`.
+
+        Raises:
+          TypeError: a wrong kind of model, optimizer or loss, or params missing or superfluous.
+        """
+        if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+            raise TypeError(
+                "TrainState.create: optimizer must be an optax transformation, for instance "
+                f"optax.adam(1e-3), got {type(optimizer).__name__}"
+            )
+        if not callable(loss):
+            raise TypeError(
+                "TrainState.create: loss must be a function (outputs, targets) -> losses [B, T], "
+                f"got {type(loss).__name__}"
+            )
+        to_module = None
+        random = True
+        if isinstance(model, Model):
+            if params is None:
+                raise TypeError("TrainState.create: params must be given with a Model, got None")
+            functions, params = model, jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+        else:
+            if params is not None:
+                raise TypeError(
+                    "TrainState.create: params are the SequenceModel's own; give them only with a "
+                    "Model of pure functions"
+                )
+            functions, params = functional(model)
+            to_module, random = rebuild(model), uses_rng(model)
+        return cls(
+            params=params,
+            # An optimizer may hand the same array to two places, which cannot both be donated.
+            opt_state=jax.tree.map(lambda a: jnp.array(a, copy=True), optimizer.init(params)),
+            step=jnp.zeros((), jnp.int32),
+            rng=jax.random.key(seed) if random else None,
+            carry=None,
+            lookback=None,
+            functions=functions,
+            optimizer=optimizer,
+            loss=loss,
+            to_module=to_module,
+        )
+
+    def model(self) -> nnx.Module:
+        """The nnx model with copies of the trained parameters, in evaluation mode.
+
+        Raises:
+          TypeError: the state was made from pure functions; use `state.params` with them.
+        """
+        if self.to_module is None:
+            raise TypeError(
+                "TrainState.model: this state was made from pure functions, there is no nnx "
+                "module; use state.params"
+            )
+        return self.to_module(self.params)
+
+
+
+
+def train_step(
+    state: TrainState, batch: Batch, truncation: Truncation
+) -> tuple[TrainState, Metrics]:
+    """Train on one batch: every window of the plan, an optimizer update after each.
+
+    One compiled call, whatever the number of updates; compiled once for each plan and shape. The
+    update that ends at step e moves the parameters along the gradient of the mean of the scored
+    losses of its interval, with the credit that `credit_matrix` shows. An interval whose weights
+    are all zero moves the carry and nothing else.
+
+    With lookback (k2 > k1, or a short last interval) a window is replayed with the current
+    parameters from the carry at its start. That carry was computed when the window before it was
+    replayed, one update earlier, as in every online TBPTT.
+
+    Args:
+      state: donated; use the returned state instead.
+      batch: [B, T, ...]. With reset=None the rows are whole sequences. With a reset array they are
+        streams: they go on from the last batch, carry and lookback, wherever reset is False at the
+        first step. A stream begins with its first batch, or after a batch with reset=None; a
+        change of k1 or k2 keeps its newest carry and begins a new lookback. A stream keeps k2 - 1
+        steps and min(k1, k2) carries between calls.
+      truncation: the plan, static.
+
+    Returns:
+      The new state, and one entry of `Metrics` per update.
+
+    Raises:
+      TypeError, ValueError: an argument of a wrong kind, or arrays that do not belong together.
+      NotImplementedError: anchor="loss".
+    """
+    check_plan(truncation)
+    check_batch(batch)
+    if batch.reset is None:
+        # Dropped before the call, so that neither its presence nor its size compiles anew.
+        memory = None
+    else:
+        memory, batch = _continue(state, batch, truncation)
+    state = dataclasses.replace(state, carry=None, lookback=None)
+    return _train_step(state, memory, batch, truncation)
+
+
+@functools.partial(jax.jit, static_argnames="truncation", donate_argnames=("state", "memory"))
+def _train_step(state, memory, batch, truncation):
+    optimizer = optax.with_extra_args_support(state.optimizer)
+
+    def update(learner, value, grads):
+        params, opt_state, step = learner
+        grads = jax.tree.map(lambda g: (g / value.weight).astype(g.dtype), grads)
+        updates, opt_state = optimizer.update(
+            grads, opt_state, params, value=value.loss / value.weight
+        )
+        return optax.apply_updates(params, updates), opt_state, step + 1
+
+    learner = (state.params, state.opt_state, state.step)
+    learner, memory, rng, metrics = windows.scan_windows(
+        state.functions, state.loss, truncation, batch, memory, learner, update, state.rng
+    )
+    params, opt_state, step = learner
+    state = dataclasses.replace(
+        state,
+        params=params,
+        opt_state=opt_state,
+        step=step,
+        rng=rng,
+        carry=memory.carry,
+        lookback=memory.lookback,
+    )
+    return state, metrics
+
+
+def gradient(state: TrainState, batch: Batch, truncation: Truncation) -> Params:
+    """The truncated gradient of a batch at fixed parameters.
+
+    The sum over all updates' parts sum_{t,s} W[t, s] d l_t / d theta_s, with the parameters of
+    `state` at every step, divided by the total weight of the scored losses; zero where nothing is
+    scored. The state is not changed.
+
+    Args:
+      state, batch, truncation: as in `train_step`; dropout is off.
+
+    Returns:
+      A pytree like `state.params`.
+
+    Raises:
+      As `train_step`.
+    """
+    check_plan(truncation)
+    check_batch(batch)
+    memory = None
+    if batch.reset is not None:
+        memory, batch = _continue(state, batch, truncation)
+    return _gradient(state, memory, batch, truncation)
+
+
+@functools.partial(jax.jit, static_argnames="truncation")
+def _gradient(state, memory, batch, truncation):
+    def add(learner, value, grads):
+        params, total, weight = learner
+        return params, jax.tree.map(jnp.add, total, grads), weight + value.weight
+
+    zero = jnp.zeros((), jnp.result_type(float))
+    learner = (state.params, jax.tree.map(jnp.zeros_like, state.params), zero)
+    learner, *_ = windows.scan_windows(
+        state.functions, state.loss, truncation, batch, memory, learner, add, None
+    )
+    _, total, weight = learner
+    return jax.tree.map(
+        lambda g: jnp.where(weight > 0, g / jnp.where(weight > 0, weight, 1), 0).astype(g.dtype),
+        total,
+    )
+
+
+def _continue(state: TrainState, batch: Batch, truncation: Truncation) -> tuple[Memory, Batch]:
+    """The memory that a stream's batch starts from, of one structure from the first call on."""
+    rows, _ = windows.batch_shape(batch)
+    carry, lookback = state.carry, state.lookback
+    if carry is None:
+        # Copied since two leaves may be one array, which cannot be donated twice.
+        carry = jax.tree.map(
+            jnp.copy, windows.start_carry(state.functions, state.params, batch.inputs)
+        )
+        # A stream begins: whatever its first reset says, no step comes before.
+        batch = batch._replace(reset=jnp.asarray(batch.reset).at[:, 0].set(True))
+    check_stream(carry, rows)
+    if not windows.fits(lookback, truncation):
+        lookback = windows.empty_lookback(truncation, carry, batch)
+    return Memory(carry, lookback), batch
+
+
+def predict(state: TrainState, batch: Batch) -> Any:
+    """The outputs at every step of a batch, from the initial carry, without dropout.
+
+    Args:
+      state: not changed; its carry is not used.
+      batch: [B, T, ...]; its targets and weights are not looked at.
+
+    Returns:
+      The readout's outputs, [B, T, ...].
+
+    Raises:
+      TypeError, ValueError: as `train_step`.
+    """
+    check_batch(batch)
+    return _predict(state.functions, state.params, None, batch)[0]
+
+
+def evaluate(
+    state: TrainState,
+    batches: Batch | Iterable[Batch],
+    metrics: Mapping[str, LossFn] | None = None,
+) -> dict[str, float]:
+    """Weighted mean of the loss over batches, without dropout.
+
+    Args:
+      state: not changed; its carry is not used.
+      batches: whole sequences (reset=None), each batch from the initial carry; or, with reset
+        arrays, streams, which go on from one batch to the next and begin with the initial carry.
+      metrics: further functions `(outputs, targets) -> [B, T]` by name, averaged as the loss is.
+        Give the same functions at each call: new ones are compiled anew.
+
+    Returns:
+      The mean of "loss" and of each metric, and "weight", the sum of the weights.
+
+    Raises:
+      TypeError, ValueError: as `train_step`; ValueError also when nothing has a weight.
+    """
+    functions = {"loss": state.loss, **(metrics or {})}
+    carry = None
+    sums = np.zeros(len(functions) + 1)
+    for batch in [batches] if isinstance(batches, Batch) else batches:
+        check_batch(batch)
+        if batch.reset is None:
+            carry = None
+        elif carry is not None:
+            check_stream(carry, windows.batch_shape(batch)[0])
+        carry, part = _evaluate(
+            state.functions, tuple(functions.values()), state.params, carry, batch
+        )
+        sums += np.asarray(part)
+    weight = float(sums[-1])
+    if not weight > 0:
+        raise ValueError(
+            "evaluate: batches must have at least one step with a loss, got a total weight of "
+            f"{weight}; see Batch.mask and Batch.weights, and whether the iterator is spent"
+        )
+    means = {name: float(s) / weight for name, s in zip(functions, sums[:-1], strict=True)}
+    return {**means, "weight": weight}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(functions, params, carry, batch):
+    window = Window(batch.inputs, batch.targets, mask=batch.mask, reset=batch.reset)
+    carry, ys, _ = gradients.forward(functions, params, carry, window)
+    return functions.readout(params, ys, None), carry
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(functions, metrics, params, carry, batch):
+    outputs, carry = _predict(functions, params, carry, batch)
+    rows, length = windows.batch_shape(batch)
+    weights = windows.step_weights(batch, 0, length)
+    total = rows * length if weights is None else jnp.sum(weights)
+    sums = [
+        jnp.sum(gradients.step_losses(metric, outputs, batch.targets, weights))
+        for metric in metrics
+    ]
+    return carry, jnp.stack([*sums, jnp.asarray(total, sums[0].dtype)])

@@ -1,0 +1,243 @@
+"""The windows of a batch, one after the other, each handing its gradient on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tbptt_jax import gradients
+from tbptt_jax.credit import Truncation, intervals
+from tbptt_jax.gradients import Window, WindowValue
+from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
+
+
+class Lookback(NamedTuple):
+    """What a stream keeps so that its next window may begin before its next batch.
+
+    Attributes:
+      carries: the carry at every position where the next window can start, those that follow the
+        first min(k1, k2) steps of the last window, [min(k1, k2), B, ...].
+      inputs, mask, reset: the last k2 - 1 steps, [B, k2 - 1, ...]; the mask is False where the
+        stream has not that many.
+    """
+
+    carries: Carry
+    inputs: Any
+    mask: jax.Array
+    reset: jax.Array
+
+
+class Memory(NamedTuple):
+    """What a stream carries from batch to batch: the newest carry and the way back."""
+
+    carry: Carry
+    lookback: Lookback | None
+
+
+# Takes what learns (its first item is the parameters), a window's values and the gradient of the
+# sum of its losses, and returns what learns after that window.
+Consume = Callable[[tuple, WindowValue, Params], tuple]
+
+
+def empty_lookback(truncation: Truncation, carry: Carry, batch: Batch) -> Lookback:
+    """The lookback of a stream that begins (anew) with `batch`: no step of it exists."""
+    rows, back = batch_shape(batch)[0], truncation.k2 - 1
+
+    def nothing(x):
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        return jnp.zeros((rows, back, *x.shape[2:]), dtype)
+
+    return Lookback(
+        carries=jax.tree.map(
+            lambda c: jnp.broadcast_to(c, (min(truncation.k1, truncation.k2), *c.shape)), carry
+        ),
+        inputs=jax.tree.map(nothing, batch.inputs),
+        mask=nothing(batch.reset),
+        reset=nothing(batch.reset),
+    )
+
+
+def fits(lookback: Lookback | None, truncation: Truncation) -> bool:
+    """Whether a kept lookback is the one that this plan needs."""
+    if lookback is None:
+        return False
+    kept = jax.tree.leaves(lookback.carries)[0].shape[0], lookback.mask.shape[1]
+    return kept == (min(truncation.k1, truncation.k2), truncation.k2 - 1)
+
+
+def batch_shape(batch: Batch) -> tuple[int, int]:
+    """(B, T) of a batch."""
+    rows, steps = jax.tree.leaves(batch.inputs)[0].shape[:2]
+    return rows, steps
+
+
+def step_weights(batch: Batch, start: Any, size: int) -> jax.Array | None:
+    """What the losses of some steps weigh; None: 1 each."""
+    weights, mask = _cut((batch.weights, batch.mask), start, size)
+    if weights is None or mask is None:
+        return weights if mask is None else mask.astype(jnp.result_type(float))
+    return jnp.where(mask, weights, 0)
+
+
+def start_carry(model: Model, params: Params, inputs: Any) -> Carry:
+    """The carry of sequences that begin with inputs [B, T, ...]."""
+    one_step = jax.tree.map(lambda x: x[:, :1], inputs)
+    xs = jax.eval_shape(lambda p, x: model.encode(p, x, None), params, one_step)
+    return gradients.initial_carry(model, params, xs)
+
+
+def scan_windows(
+    model: Model,
+    loss: LossFn,
+    truncation: Truncation,
+    batch: Batch,
+    memory: Memory | None,
+    learner: tuple,
+    consume: Consume,
+    rng: jax.Array | None,
+) -> tuple[tuple, Memory, jax.Array | None, Metrics]:
+    """Run the windows of a batch in order; `consume` sees the gradient of each that has losses.
+
+    Window j ends with its interval, at end_j, and gives credit to the `span` steps before that. It
+    starts from the carry that window j - 1 computed at that position, or, where the interval is
+    longer than the span, runs forward to it from the newest carry.
+
+    Independent sequences (`memory` is None) have no steps before the first. A window that would
+    start there starts at position 0 and has the same length all the same: what it runs beyond its
+    end is not scored, so that every window has one shape and no step needs a select.
+
+    Args:
+      model, loss, truncation, batch: as in `train_step`.
+      memory: of a stream; None: the rows of the batch are whole, independent sequences.
+      learner: what learns, the parameters first.
+      consume: what to do with a gradient.
+      rng: key for dropout, or None.
+
+    Returns:
+      The learner; the memory after the batch (for independent sequences without lookback); the key
+      for the next batch; the metrics.
+    """
+    stream = memory is not None
+    rows, length = batch_shape(batch)
+    clock = intervals(truncation, length)
+    sizes = [i.end - i.start for i in clock]
+    span = truncation.k2 if stream else min(truncation.k2, length)
+    replays = any(size < span for size in sizes)
+    steps, lead = (batch.inputs, batch.mask, batch.reset), 0
+    if stream and replays:
+        steps, lead = _join(memory.lookback, batch), truncation.k2 - 1
+    elif not stream:
+        steps = (batch.inputs, batch.mask, None)
+
+    ends = np.array([i.end for i in clock])
+    starts = ends - span if stream else np.maximum(ends - span, 0)
+    # How far each start lies behind the start of the window before it, whose carries are kept.
+    moves = np.diff(starts, prepend=-span if stream else 0)
+    kept = min(truncation.k1, span) if stream or replays else 0
+
+    def keep(carries):
+        return jax.tree.map(lambda c: c[:kept], carries)
+
+    def run(loop, where, size):
+        learner, newest, carries, rng = loop
+        end, start, move = where
+        key = forward_key = None
+        if rng is not None:
+            rng, key, forward_key = jax.random.split(rng, 3)
+        scored = min(size, span)
+        carry, fresh = newest, None if stream else start == 0
+        if size > span:
+            prefix = Window(*_cut(steps, lead + end - size, size - span), fresh=fresh)
+            if not stream:
+                prefix = prefix._replace(fresh=end == size)
+            carry = gradients.forward(model, learner[0], carry, prefix, forward_key)[0]
+            fresh = None
+        elif size < span:
+            carry = jax.tree.map(lambda c: c[jnp.maximum(move - 1, 0)], carries)
+        inputs, mask, reset = _cut(steps, lead + start, span)
+        weights = step_weights(batch, end - size, size)
+        window = Window(
+            inputs=inputs,
+            targets=_cut(batch.targets, end - scored, scored),
+            weights=None if weights is None else weights[:, size - scored :],
+            mask=mask,
+            reset=reset,
+            first=end - scored - start,
+            fresh=fresh,
+        )
+
+        def score(learner):
+            value, grads = gradients.window_value_and_grad(
+                model, loss, learner[0], carry, window, key
+            )
+            norm = optax.global_norm(grads) / value.weight
+            learner = consume(learner, value, grads)
+            mean = value.loss / value.weight
+            return learner, value.carry, keep(value.carries), *_numbers(mean, norm)
+
+        def pass_by(learner):
+            end, _, carries = gradients.forward(model, learner[0], carry, window, key)
+            return learner, end, keep(carries), *_numbers(0, 0)
+
+        weight = gradients.total_weight(window)
+        if weights is None:
+            share = scored / size
+            learner, newest, carries, mean, norm = score(learner)
+        else:
+            offered = jnp.sum(weights)
+            share = jnp.where(offered > 0, weight / jnp.where(offered > 0, offered, 1), 1)
+            learner, newest, carries, mean, norm = jax.lax.cond(
+                weight > 0, score, pass_by, learner
+            )
+        metrics = Metrics(mean, norm, *_numbers(weight, share))
+        return (learner, newest, carries, rng), metrics
+
+    if stream:
+        loop = (learner, memory.carry, memory.lookback.carries, rng)
+    else:
+        carry = start_carry(model, learner[0], batch.inputs)
+        carries = jax.tree.map(lambda c: jnp.broadcast_to(c, (kept, *c.shape)), carry)
+        loop = (learner, carry, carries, rng)
+    table = np.stack([ends, starts, moves], axis=1).astype(np.int32)
+    full = length // truncation.k1
+    metrics = []
+    if full:
+        loop, rows_of_metrics = jax.lax.scan(
+            lambda loop, where: run(loop, where, truncation.k1), loop, jnp.asarray(table[:full])
+        )
+        metrics.append(rows_of_metrics)
+    if full < len(table):
+        loop, row = run(loop, table[-1], sizes[-1])
+        metrics.append(jax.tree.map(lambda m: m[None], row))
+    learner, newest, carries, rng = loop
+    metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *metrics)
+    if not stream:
+        return learner, Memory(newest, None), rng, metrics
+    inputs, mask, reset = jax.tree.map(
+        lambda x: x[:, x.shape[1] - truncation.k2 + 1 :], _join(memory.lookback, batch)
+    )
+    return learner, Memory(newest, Lookback(carries, inputs, mask, reset)), rng, metrics
+
+
+def _cut(tree: Any, start: Any, size: int) -> Any:
+    """Steps start .. start + size of [B, T, ...] arrays; `start` may be traced."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), tree)
+
+
+def _join(lookback: Lookback, batch: Batch) -> tuple[Any, jax.Array, jax.Array]:
+    """The steps of a stream's lookback and batch behind each other: inputs, mask, reset."""
+    shape = batch_shape(batch)
+    mask = jnp.ones(shape, bool) if batch.mask is None else batch.mask
+    return jax.tree.map(
+        lambda old, new: jnp.concatenate([old, new], axis=1),
+        (lookback.inputs, lookback.mask, lookback.reset),
+        (batch.inputs, mask, batch.reset),
+    )
+
+
+def _numbers(*values: Any) -> tuple[jax.Array, ...]:
+    """Metrics in one dtype, so that a window without losses gives the same as one with."""
+    return tuple(jnp.asarray(value, jnp.result_type(float)) for value in values)
