@@ -150,10 +150,10 @@ def scan_windows(
         scored = min(size, span)
         carry, fresh = newest, None if stream else start == 0
         if size > span:
-            prefix = Window(*_cut(steps, lead + end - size, size - span), fresh=fresh)
-            if not stream:
-                prefix = prefix._replace(fresh=end == size)
-            carry = gradients.forward(model, learner[0], carry, prefix, forward_key)[0]
+            inputs, mask, reset = _cut(steps, lead + end - size, size - span)
+            fresh = None if stream else end == size
+            unscored = Window(inputs, None, mask=mask, reset=reset, fresh=fresh)
+            carry = gradients.forward(model, learner[0], carry, unscored, forward_key)[0]
             fresh = None
         elif size < span:
             carry = jax.tree.map(lambda c: c[jnp.maximum(move - 1, 0)], carries)
@@ -173,7 +173,7 @@ def scan_windows(
             value, grads = gradients.window_value_and_grad(
                 model, loss, learner[0], carry, window, key
             )
-            norm = optax.global_norm(grads) / value.weight
+            norm = optax.tree.norm(grads) / value.weight
             learner = consume(learner, value, grads)
             mean = value.loss / value.weight
             return learner, value.carry, keep(value.carries), *_numbers(mean, norm)
