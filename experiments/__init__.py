@@ -1,0 +1,1 @@
+"""Experiments: each a script, `python -m experiments.NAME --help`."""

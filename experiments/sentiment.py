@@ -1,0 +1,394 @@
+"""Sentiment of real, long movie reviews by truncated backpropagation through time.
+
+Train:    python -m experiments.sentiment --k1=30 --k2=30
+Predict:  python -m experiments.sentiment --predict="I love this film, although ..."
+
+--loss_at=chunk asks for the sentiment at the end of every k1 words, --loss_at=end only at the end
+of the text, with the gradient of its last k2 words. Full BPTT is k1 = k2 = --max_length.
+"""
+
+import dataclasses
+import math
+import time
+from dataclasses import field
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags
+from flax import nnx
+from tqdm import tqdm
+
+import tbptt_jax as tbptt
+from experiments import common, reviews
+from tbptt_jax import data
+
+NAME = "sentiment"
+CELLS = {"lstm": tbptt.LSTM, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is."""
+
+    k1: int = field(default=30, metadata={"help": "Words between parameter updates."})
+    k2: int = field(default=30, metadata={"help": "Words that the gradient reaches back."})
+    loss_at: Literal["chunk", "end"] = field(
+        default="chunk",
+        metadata={"help": "Ask for the sentiment after every k1 words, or at the text's end only."},
+    )
+    cell: Literal["lstm", "gru", "rnn"] = field(
+        default="lstm", metadata={"help": "Recurrent cell."}
+    )
+    embedding: int = field(default=64, metadata={"help": "Size of a word's embedding."})
+    hidden: int = field(default=64, metadata={"help": "Units of the cell."})
+    dropout: float = field(
+        default=0.3, metadata={"help": "Share of embeddings and outputs dropped while training."}
+    )
+    vocabulary: int = field(default=20_000, metadata={"help": "Ids; rarer words are one unknown."})
+    max_length: int = field(
+        default=420, metadata={"help": "Longer texts keep their last so many words."}
+    )
+    epochs: int = field(default=5, metadata={"help": "Passes over the training texts."})
+    batch_size: int = field(default=64, metadata={"help": "Texts in a batch."})
+    learning_rate: float = field(
+        default=2e-3, metadata={"help": "Adam's, at its peak; it falls to 0 by the end."}
+    )
+    clip: float = field(default=1.0, metadata={"help": "Largest norm of a gradient."})
+    seed: int = field(default=0, metadata={"help": "Of the weights, the order and the dropout."})
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "The official aclImdb folder instead of the installed package."},
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the run; default runs/sentiment-TIME."}
+    )
+    fast: bool = field(
+        default=False, metadata={"help": "A small run of under a minute: fewer, shorter texts."}
+    )
+
+
+class Part(NamedTuple):
+    """Encoded texts and their labels."""
+
+    ids: list[np.ndarray]
+    labels: np.ndarray
+
+
+def padding(config: Config) -> int:
+    """Padded lengths are multiples of this.
+
+    Of k1, so that the last words of every text fall in the last window; and not too small, since
+    each length is compiled once. A window that holds any text whole needs no multiple of its own.
+    """
+    if config.k1 >= config.max_length:
+        return 60
+    return config.k1 * math.ceil(60 / config.k1)
+
+
+def load_data(config: Config) -> tuple[dict[str, Part], reviews.Vocabulary]:
+    """The texts of "train", "valid" and "test" as ids; the vocabulary is that of the first."""
+    try:
+        splits = reviews.load(config.data_dir)
+    except reviews.DataError as error:
+        common.stop(str(error))
+    step = 6 if config.fast else 1  # spread over the labels, which stand in blocks
+    tokens = [[reviews.tokenize(text) for text in split.texts[::step]] for split in splits]
+    vocabulary = reviews.Vocabulary.build(tokens[0], config.vocabulary)
+    parts = {}
+    for name, texts, split in zip(("train", "valid", "test"), tokens, splits, strict=True):
+        ids = [vocabulary.encode(text, config.max_length) for text in texts]
+        parts[name] = Part(ids, split.labels[::step])
+    return parts, vocabulary
+
+
+def make_batches(config: Config, part: Part, rng: np.random.Generator | None) -> list[tbptt.Batch]:
+    """Batches of similar length with the losses that the run asks for."""
+    return data.bucketed_batches(
+        part.ids,
+        part.labels,
+        batch_size=config.batch_size,
+        multiple=padding(config),
+        loss_every=config.k1 if config.loss_at == "chunk" else None,
+        rng=rng,
+    )
+
+
+def make_model(config: Config, vocabulary_size: int) -> tbptt.SequenceModel:
+    """Embedding, one recurrent cell, two classes; dropout on both sides of the cell."""
+    rngs = nnx.Rngs(config.seed)
+    return tbptt.SequenceModel(
+        encoder=nnx.Sequential(
+            nnx.Embed(vocabulary_size, config.embedding, rngs=rngs),
+            nnx.Dropout(config.dropout, rngs=rngs),
+        ),
+        core=CELLS[config.cell](config.embedding, config.hidden, rngs=rngs),
+        readout=nnx.Sequential(
+            nnx.Dropout(config.dropout, rngs=rngs), nnx.Linear(config.hidden, 2, rngs=rngs)
+        ),
+    )
+
+
+def make_state(config: Config, vocabulary_size: int, updates: int = 1) -> tbptt.TrainState:
+    """The state before training."""
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adam(optax.cosine_decay_schedule(config.learning_rate, updates)),
+    )
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels
+    return tbptt.TrainState.create(
+        make_model(config, vocabulary_size), optimizer, loss, seed=config.seed
+    )
+
+
+def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """1 where the class is right, [B, T]."""
+    return (outputs.argmax(-1) == targets).astype(outputs.dtype)
+
+
+def at_end(batch: tbptt.Batch) -> tbptt.Batch:
+    """The same texts, judged at their last word."""
+    weights = np.zeros(batch.mask.shape, np.float32)
+    weights[:, -1] = batch.mask[:, -1]
+    return batch._replace(weights=weights)
+
+
+def count_updates(config: Config, batches: list[tbptt.Batch]) -> int:
+    """Optimizer steps of an epoch: the windows in which some text has a loss."""
+    steps = [np.arange(0, b.weights.shape[1], config.k1) for b in batches]
+    per_window = [np.add.reduceat(b.weights.sum(0), s) for b, s in zip(batches, steps, strict=True)]
+    return sum(int((w > 0).sum()) for w in per_window)
+
+
+class Trained(NamedTuple):
+    """What training leaves: the state of the best epoch, and what the run was like."""
+
+    state: tbptt.TrainState
+    history: list[dict]
+    interrupted: bool
+
+
+def train(config: Config, run: common.RunFolder, parts: dict[str, Part], words: int) -> Trained:
+    """Train, and keep the parameters that were best on the validation texts."""
+    plan = tbptt.Truncation(config.k1, config.k2)
+    valid = [at_end(b) for b in make_batches(config, parts["valid"], None)]
+    batches = make_batches(config, parts["train"], np.random.default_rng((config.seed, 0)))
+    state = make_state(config, words, config.epochs * count_updates(config, batches))
+    best, best_accuracy, history, seconds = state.params, -1.0, [], 0.0
+    total = config.epochs * sum(int(b.mask.sum()) for b in batches)
+    with (
+        common.ctrl_c() as pressed,
+        tqdm(total=total, unit=" words", unit_scale=True, smoothing=0.1, mininterval=0.5) as bar,
+    ):
+        for epoch in range(config.epochs):
+            if epoch:
+                rng = np.random.default_rng((config.seed, epoch))
+                batches = make_batches(config, parts["train"], rng)
+            losses, begun = [], time.perf_counter()
+            for i, batch in enumerate(batches):
+                state, metrics = tbptt.train_step(state, batch, plan)
+                losses.append((metrics.loss, metrics.weight))
+                bar.update(int(batch.mask.sum()))
+                if i % 25 == 0 or pressed:
+                    # Reading a value waits for the device, so it is done now and then.
+                    now = tbptt.evaluate(state, at_end(batch), {"accuracy": accuracy})
+                    loss = weighted_mean(losses[-25:])
+                    bar.set_postfix_str(
+                        f"epoch {epoch + 1}/{config.epochs} loss {loss:.3f} "
+                        f"accuracy {now['accuracy']:.1%} valid {max(best_accuracy, 0):.1%}"
+                    )
+                if pressed:
+                    break
+            jax.block_until_ready(state.params)
+            seconds += time.perf_counter() - begun
+            result = tbptt.evaluate(state, valid, {"accuracy": accuracy})
+            row = {
+                "epoch": epoch + 1,
+                "updates": int(state.step),
+                "train_loss": weighted_mean(losses),
+                "valid_loss": result["loss"],
+                "valid_accuracy": result["accuracy"],
+                "seconds": round(seconds, 2),
+            }
+            history.append(row)
+            run.log(**row)
+            if result["accuracy"] > best_accuracy:
+                best_accuracy = result["accuracy"]
+                best = jax.tree.map(np.asarray, state.params)
+                run.save_params(best)
+            if pressed:
+                break
+    state = dataclasses.replace(state, params=jax.tree.map(jax.numpy.asarray, best))
+    return Trained(state, history, bool(pressed))
+
+
+def weighted_mean(losses: list[tuple[jax.Array, jax.Array]]) -> float:
+    """Mean loss of the scored words of many updates."""
+    loss, weight = (np.concatenate(parts) for parts in zip(*losses, strict=True))
+    return float(np.average(loss, weights=weight)) if weight.sum() else math.nan
+
+
+def judge(config: Config, state: tbptt.TrainState, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """For every text: whether it is classified rightly, and its length; batch by batch."""
+    right, lengths = [], []
+    for batch in make_batches(config, part, None):
+        outputs = np.asarray(tbptt.predict(state, batch))
+        real = batch.mask[:, -1]
+        right.append((outputs[:, -1].argmax(-1) == batch.targets[:, -1])[real])
+        lengths.append(batch.mask.sum(1)[real])
+    return np.concatenate(right), np.concatenate(lengths)
+
+
+def reach(config: Config, length: int) -> tuple[float, float]:
+    """Share of a text's words that receive gradient from any loss, and from the last one."""
+    padded = math.ceil(length / padding(config)) * padding(config)
+    matrix = tbptt.credit_matrix(tbptt.Truncation(config.k1, config.k2), padded)
+    scored = np.zeros(padded, bool)
+    scored[-1] = True
+    if config.loss_at == "chunk":
+        scored[config.k1 - 1 :: config.k1] = True
+    words = slice(padded - length, padded)
+    scored[: padded - length] = False
+    return matrix[scored, words].any(0).mean(), matrix[-1, words].mean()
+
+
+def report(config: Config, right: np.ndarray, lengths: np.ndarray) -> str:
+    """Accuracy by length, and by how much of the text the last loss's gradient sees."""
+    reaches = {n: reach(config, n) for n in np.unique(lengths).tolist()}
+    any_loss, last_loss = np.array([reaches[n] for n in lengths.tolist()]).T
+
+    def rows(groups):
+        return [
+            [
+                name,
+                int(chosen.sum()),
+                f"{right[chosen].mean():.1%}",
+                f"{any_loss[chosen].mean():.0%}",
+                f"{last_loss[chosen].mean():.0%}",
+            ]
+            for name, chosen in groups
+            if chosen.any()
+        ]
+
+    edges = [0, 60, 120, 180, 240, 300, 360, 420, 10**9]
+    by_length = [
+        (f"{a + 1} to {b}" if b < 10**9 else f"over {a}", (lengths > a) & (lengths <= b))
+        for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
+    by_reach = [
+        ("all of the text", last_loss == 1),
+        ("half or more", (last_loss >= 0.5) & (last_loss < 1)),
+        ("a quarter to a half", (last_loss >= 0.25) & (last_loss < 0.5)),
+        ("less than a quarter", last_loss < 0.25),
+    ]
+    columns = ["texts", "accuracy", "words with gradient", "from the last loss"]
+    return "\n\n".join(
+        common.table([head, *columns], rows(groups))
+        for head, groups in (
+            ("words in the text", by_length),
+            ("the last loss's gradient sees", by_reach),
+        )
+    )
+
+
+def plot_history(run: common.RunFolder, history: list[dict], title: str) -> None:
+    """The learning curve."""
+    figure, (left, right) = common.figure(1, 2, width=7, height=2.8)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["train_loss"] for row in history], "o-", label="training")
+    left.plot(epochs, [row["valid_loss"] for row in history], "s--", label="validation")
+    left.set(xlabel="epoch", ylabel="loss", xticks=epochs)
+    left.legend(frameon=False)
+    right.plot(epochs, [100 * row["valid_accuracy"] for row in history], "s--", color="C1")
+    right.set(xlabel="epoch", ylabel="validation accuracy (%)", xticks=epochs)
+    figure.suptitle(title)
+    figure.savefig(run.path / "learning_curve.png")
+
+
+def run_training(config: Config) -> None:
+    """The whole job: data, training, test, figures."""
+    run = common.RunFolder.create(config.output_dir, NAME, config)
+    begun = time.perf_counter()
+    parts, vocabulary = load_data(config)
+    vocabulary.save(run.path / "vocabulary.json")
+    sizes = ", ".join(f"{len(part.ids):,} {name}" for name, part in parts.items())
+    print(f"{sizes} texts, {len(vocabulary):,} words, in {time.perf_counter() - begun:.1f} s")
+    trained = train(config, run, parts, len(vocabulary))
+    right, lengths = judge(config, trained.state, parts["test"])
+    best = max(trained.history, key=lambda row: row["valid_accuracy"])
+    result = {
+        "test_accuracy": float(right.mean()),
+        "test_texts": len(right),
+        "valid_accuracy": best["valid_accuracy"],
+        "best_epoch": best["epoch"],
+        "seconds": trained.history[-1]["seconds"],
+        "interrupted": trained.interrupted,
+        "versions": common.versions(),
+    }
+    run.write_json("result.json", result)
+    plan = f"k1 = {config.k1}, k2 = {config.k2}, loss at {config.loss_at}"
+    plot_history(run, trained.history, f"{config.cell}, {plan}")
+    print("\n" + report(config, right, lengths))
+    print(
+        f"\ntest accuracy {result['test_accuracy']:.2%} on {len(right):,} texts "
+        f"({plan}; epoch {best['epoch']} was best on validation; "
+        f"{result['seconds']:.0f} s of training)"
+    )
+    if trained.interrupted:
+        print("stopped by Ctrl-C; what was learnt until then is kept")
+    print(f"saved in {run.path}; try python -m experiments.sentiment --output_dir={run.path} "
+          '--predict="I love this film"')
+
+
+def run_prediction(output_dir: str | None, text: str) -> None:
+    """The probability after each word, by a finished run."""
+    run = common.RunFolder.open(output_dir, NAME)
+    config = Config(**run.read_json("config.json"))
+    vocabulary = reviews.Vocabulary.load(run.path / "vocabulary.json")
+    state = make_state(config, len(vocabulary))
+    state = dataclasses.replace(state, params=run.load_params(state.params))
+    words = reviews.tokenize(text)
+    if not words:
+        common.stop("--predict: expected a text with at least one word, got none")
+    ids = vocabulary.encode(words, len(words))
+    # Padded to few lengths, so that the next text need not be compiled again.
+    inputs, mask = data.pad([ids], padding(config) * math.ceil(len(ids) / padding(config)))
+    outputs = tbptt.predict(state, tbptt.Batch(inputs, inputs, mask=mask))
+    positive = np.asarray(jax.nn.softmax(outputs[0], axis=-1))[mask[0], 1]
+    for word, id_, p in zip(words, ids, positive, strict=True):
+        unknown = " (unknown)" if id_ == reviews.Vocabulary.UNKNOWN else ""
+        print(f"{p:6.1%} {'#' * round(30 * p):<30} {word}{unknown}")
+    figure, axes = common.figure(1, 1, width=max(4.0, min(0.28 * len(words), 16.0)), height=2.8)
+    axes.plot(range(len(words)), 100 * positive, ".-")
+    axes.axhline(50, color="0.7", linewidth=0.8)
+    axes.set(ylabel="positive (%)", ylim=(0, 100))
+    if len(words) <= 60:
+        axes.set_xticks(range(len(words)), words, rotation=90)
+    else:
+        axes.set_xlabel("word")
+    figure.savefig(run.path / "prediction.png")
+    print(f"\npositive with {positive[-1]:.1%}; curve saved in {run.path / 'prediction.png'}")
+
+
+def main(argv: list[str]) -> None:
+    """Train, or predict where --predict is given."""
+    if len(argv) > 1:
+        common.stop(f"unexpected arguments {argv[1:]}; write --name=value")
+    config = common.from_flags(Config)
+    if flags.FLAGS.predict is not None:
+        run_prediction(config.output_dir, flags.FLAGS.predict)
+        return
+    if config.fast:
+        given = common.given_flags(Config)
+        small = {"max_length": 120, "epochs": 4, "vocabulary": 5_000, "hidden": 32, "embedding": 32}
+        config = dataclasses.replace(config, **{k: v for k, v in small.items() if k not in given})
+    run_training(config)
+
+
+if __name__ == "__main__":
+    common.define_flags(Config)
+    flags.DEFINE_string(
+        "predict", None, "A text: print the probability after each of its words, by a finished run."
+    )
+    app.run(main)
