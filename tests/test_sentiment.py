@@ -1,0 +1,189 @@
+"""The main job, from the command line, on reviews that are invented here."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import sentiment
+from experiments.sentiment import Config
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = [
+    "--k1=5",
+    "--k2=5",
+    "--max_length=40",
+    "--embedding=8",
+    "--hidden=8",
+    "--batch_size=8",
+    "--learning_rate=0.02",
+    "--dropout=0.1",
+]
+
+
+def command(*arguments):
+    # -W error: nothing that a user sees may warn.
+    return [sys.executable, "-W", "error", "-m", "experiments.sentiment", *map(str, arguments)]
+
+
+def run(*arguments):
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """The aclImdb layout, with texts whose first word tells the label."""
+    root = tmp_path_factory.mktemp("aclImdb")
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label, word in (("pos", "wonderful"), ("neg", "dreadful")):
+            folder = root / part / label
+            folder.mkdir(parents=True)
+            for i in range(40):
+                filler = " ".join(rng.choice(list("abcdef"), rng.integers(2, 18)))
+                (folder / f"{i}_5.txt").write_text(f"{word} {filler}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A finished run: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run(*SMALL, "--epochs=6", f"--data_dir={data_dir}", f"--output_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_learns_and_leaves_its_folder(finished):
+    folder, printed = finished
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test_accuracy"] > 0.95
+    assert result["test_texts"] == 80
+    assert not result["interrupted"]
+    assert f"test accuracy {result['test_accuracy']:.2%}" in printed
+    assert "| words in the text" in printed
+    config = Config(**json.loads((folder / "config.json").read_text()))
+    assert (config.k1, config.embedding, config.epochs) == (5, 8, 6)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["train_loss"] < 0.2 < rows[0]["train_loss"]
+    assert max(row["valid_accuracy"] for row in rows) == result["valid_accuracy"]
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_predict_shows_what_the_carry_remembers(finished):
+    folder, _ = finished
+    for word, low, high in (("wonderful", 90, 100), ("dreadful", 0, 10)):
+        text = f"{word} a b c d e f a zebra b c d e f"
+        done = run(f"--output_dir={folder}", f"--predict={text}")
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()[:14]
+        assert [line.split()[-1] for line in lines[:8]] == text.split()[:8]
+        assert lines[8].endswith("zebra (unknown)")
+        percent = [float(line.split("%")[0]) for line in lines]
+        assert low <= percent[-1] <= high
+    assert (folder / "prediction.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_parameters(finished, data_dir, tmp_path):
+    folder, _ = finished
+    arguments = [*SMALL, "--epochs=1", f"--data_dir={data_dir}"]
+    for name in ("a", "b"):
+        assert run(*arguments, f"--output_dir={tmp_path / name}").returncode == 0
+    a, b = (np.load(tmp_path / name / "params.npz") for name in ("a", "b"))
+    assert set(a) == set(b)
+    assert all((a[key] == b[key]).all() for key in a)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_keeps_what_was_learnt(data_dir, tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*SMALL, "--epochs=100000", f"--data_dir={data_dir}", f"--output_dir={folder}"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    while not (folder / "params.npz").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "stopped by Ctrl-C; what was learnt until then is kept" in printed
+    assert "Traceback" not in errors
+    assert json.loads((folder / "result.json").read_text())["interrupted"]
+    assert run(f"--output_dir={folder}", "--predict=wonderful a b").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data_dir=/nowhere"], "error: --data_dir: expected reviews like 0_9.txt"),
+        (["--predict=good", "--output_dir=/nowhere"], "holds no finished run"),
+        (["--k1=0"], "error: Truncation: k1 must be at least 1 step, got 0"),
+        (["extra"], "unexpected arguments ['extra']"),
+    ],
+)
+def test_wrong_use_is_told_without_a_traceback(arguments, message, tmp_path):
+    if "--predict" not in arguments[0]:
+        arguments = [*arguments, f"--output_dir={tmp_path}"]
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished):
+    folder, _ = finished
+    done = run(*SMALL, f"--output_dir={folder}")
+    assert done.returncode == 1
+    assert "already holds a run" in done.stderr
+
+
+def test_padding_keeps_windows_whole_and_shapes_few():
+    for k1 in (1, 7, 30, 45, 100, 419):
+        config = Config(k1=k1, max_length=420)
+        assert sentiment.padding(config) % k1 == 0
+        assert math.ceil(420 / sentiment.padding(config)) <= 7
+    assert sentiment.padding(Config(k1=420, max_length=420)) == 60
+
+
+def test_reach_of_the_gradient_by_hand():
+    chunk, end = Config(loss_at="chunk"), Config(loss_at="end")
+    assert sentiment.reach(chunk, 100) == (1.0, 0.3)
+    assert sentiment.reach(end, 100) == (0.3, 0.3)
+    assert sentiment.reach(end, 20) == (1.0, 1.0)
+    # A loss at the end of 30 words, gradient of the last 10: one word in three.
+    assert sentiment.reach(Config(k2=10), 60) == pytest.approx((1 / 3, 1 / 6))
+    assert sentiment.reach(Config(k1=420, k2=420, loss_at="end"), 417) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("loss_at", ["chunk", "end"])
+@pytest.mark.parametrize(("k1", "k2"), [(5, 5), (5, 2), (5, 9), (60, 60)])
+def test_count_updates_is_what_training_does(loss_at, k1, k2):
+    import tbptt_jax as tbptt
+
+    config = Config(k1=k1, k2=k2, loss_at=loss_at, batch_size=4, embedding=2, hidden=2)
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(2, 9, n).astype(np.int32) for n in (3, 50, 61, 64, 119)]
+    batches = sentiment.make_batches(config, sentiment.Part(ids, np.arange(5) % 2), None)
+    state = sentiment.make_state(config, 9)
+    for batch in batches:
+        state, _ = tbptt.train_step(state, batch, tbptt.Truncation(k1, k2))
+    assert int(state.step) == sentiment.count_updates(config, batches)
