@@ -9,7 +9,6 @@ import pathlib
 import platform
 import signal
 import sys
-import types
 import typing
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -21,21 +20,30 @@ from tqdm import tqdm
 
 C = TypeVar("C")
 
+# --help lists the flags of the script that is run, as if it had defined them itself.
+flags.disclaim_key_flags()
+
 
 def define_flags(config: type) -> None:
-    """Define an absl flag for every field of a dataclass, its help from `metadata["help"]`.
+    """Define an absl flag for every field of a dataclass.
 
-    Call it under `__main__` only: two modules that define `k1` would clash.
+    Its help is `metadata["help"]`, the smallest number that it takes `metadata["least"]`. Call it
+    under `__main__` only: two modules that define `k1` would clash.
     """
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean}
     for field in dataclasses.fields(config):
-        text = field.metadata["help"]
+        text, least = field.metadata["help"], field.metadata.get("least")
+        default: Any = field.default
         if typing.get_origin(field.type) is typing.Literal:
             options = list(typing.get_args(field.type))
-            flags.DEFINE_enum(field.name, field.default, options, text)
+            flags.DEFINE_enum(field.name, default, options, text)
+        elif field.type is int:
+            flags.DEFINE_integer(field.name, default, text, lower_bound=least)
+        elif field.type is float:
+            flags.DEFINE_float(field.name, default, text, lower_bound=least)
+        elif field.type is bool:
+            flags.DEFINE_boolean(field.name, default, text)
         else:
-            kind = typing.get_args(field.type)[0] if _optional(field.type) else field.type
-            define.get(kind, flags.DEFINE_string)(field.name, field.default, text)
+            flags.DEFINE_string(field.name, default, text)
 
 
 def from_flags(config: type[C]) -> C:
@@ -47,10 +55,6 @@ def from_flags(config: type[C]) -> C:
 def given_flags(config: type) -> set[str]:
     """The names of the fields that the command line sets itself."""
     return {f.name for f in dataclasses.fields(config) if flags.FLAGS[f.name].present}
-
-
-def _optional(kind: Any) -> bool:
-    return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
 
 
 def stop(message: str) -> typing.NoReturn:
@@ -177,8 +181,9 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
 
     def line(row):
-        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
-        return "| " + " | ".join(padded) + " |"
+        first, *others = (c.rjust(w) for c, w in zip(row, widths, strict=True))
+        first = row[0].ljust(widths[0])
+        return "| " + " | ".join([first, *others]) + " |"
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])

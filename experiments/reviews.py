@@ -89,7 +89,7 @@ def _packaged() -> list[list[str]]:
 
 
 def _folder(part: pathlib.Path) -> list[list[str]]:
-    """The texts of aclImdb/train or aclImdb/test, negative ones first, in the order of their ids."""
+    """The texts of aclImdb/train or /test, negative ones first, in the order of their ids."""
     by_label = []
     for label in ("neg", "pos"):
         paths = sorted((part / label).glob("*_*.txt"), key=lambda p: int(p.stem.split("_")[0]))

@@ -22,7 +22,7 @@ def check_batch(batch: Batch) -> None:
             f"batch must be a tbptt_jax.Batch, got {type(batch).__name__}; write "
             "Batch(inputs, targets)"
         )
-    leading = None
+    leading: tuple[int, ...] = ()
     for name in ("inputs", "targets"):
         leaves = jax.tree.leaves(getattr(batch, name))
         if not leaves:
@@ -55,7 +55,9 @@ def _check_leading(name: str, array: Any, leading: tuple[int, ...], *, exact: bo
             f"got {list(shape)}"
         )
     if 0 in shape[:2]:
-        raise ValueError(f"Batch: {name} must hold at least one example and step, got {list(shape)}")
+        raise ValueError(
+            f"Batch: {name} must hold at least one example and step, got {list(shape)}"
+        )
     if shape[:2] != leading:
         raise ValueError(
             f"Batch: {name} must lead with [B, T] = {list(leading)} like the inputs, got "

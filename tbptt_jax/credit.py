@@ -62,9 +62,7 @@ class Truncation:
                     "k1 = k2 = the length of the sequence"
                 )
         if self.anchor not in ("update", "loss"):
-            raise ValueError(
-                f'Truncation: anchor must be "update" or "loss", got {self.anchor!r}'
-            )
+            raise ValueError(f'Truncation: anchor must be "update" or "loss", got {self.anchor!r}')
 
 
 class Interval(NamedTuple):

@@ -28,11 +28,11 @@ class Window(NamedTuple):
 
     inputs: Any
     targets: Any
-    weights: Array | None = None
-    mask: Array | None = None
-    reset: Array | None = None
-    first: int | Array = 0
-    fresh: Array | None = None
+    weights: Any = None
+    mask: Any = None
+    reset: Any = None
+    first: Any = 0
+    fresh: Any = None
 
 
 class WindowValue(NamedTuple):
@@ -167,8 +167,8 @@ def window_value_and_grad(
 
 def step_losses(loss: LossFn, outputs: Any, targets: Any, weights: Array | None) -> jax.Array:
     """weight * loss at every step, [B, N]; a target of weight 0 is not looked at."""
-    if weights is not None:
-        counted = weights != 0
+    counted = None if weights is None else weights != 0
+    if counted is not None:
         targets = recurrence.select(counted, targets, jax.tree.map(jnp.zeros_like, targets))
     batch, steps = jax.tree.leaves(targets)[0].shape[:2]
     _check_leading("readout", "one output for every step", outputs, (batch, steps))
@@ -181,7 +181,7 @@ def step_losses(loss: LossFn, outputs: Any, targets: Any, weights: Array | None)
         )
     # Sums over many steps lose too much in 16 bits.
     losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
-    return losses if weights is None else jnp.where(counted, losses * weights, 0)
+    return losses if counted is None else jnp.where(counted, losses * weights, 0)
 
 
 def total_weight(window: Window) -> jax.Array:

@@ -1,6 +1,7 @@
 """flax's LSTM with the input projections of all steps in one matrix product."""
 
 from types import SimpleNamespace
+from typing import Any
 
 from flax import nnx
 
@@ -34,7 +35,7 @@ class LSTM(nnx.OptimizedLSTMCell):
             activation_fn=self.activation_fn,
         )
 
-        def step(carry, x):
+        def step(carry: Any, x: Any) -> Any:
             return nnx.OptimizedLSTMCell.__call__(projected, carry, x)  # pyright: ignore
 
         initial = None

@@ -69,6 +69,7 @@ class Stack(nnx.Module):
         self.cells = nnx.List(cells)
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: nnx.Rngs) -> Carry:
+        """The cells' initial carries; `input_shape` is one step's, (B, features)."""
         carries = []
         x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
         for cell in self.cells:
@@ -77,6 +78,7 @@ class Stack(nnx.Module):
         return tuple(carries)
 
     def __call__(self, carry: Carry, x: Any) -> tuple[Carry, Any]:
+        """One step of every cell."""
         new = []
         for cell, c in zip(self.cells, carry, strict=True):
             c, x = cell(c, x)

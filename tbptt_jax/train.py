@@ -134,8 +134,6 @@ class TrainState:
         return self.to_module(self.params)
 
 
-
-
 def train_step(
     state: TrainState, batch: Batch, truncation: Truncation
 ) -> tuple[TrainState, Metrics]:

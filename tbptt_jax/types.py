@@ -32,9 +32,9 @@ class Batch(NamedTuple):
 
     inputs: Any
     targets: Any
-    mask: Array | None = None
-    reset: Array | None = None
-    weights: Array | None = None
+    mask: Any = None
+    reset: Any = None
+    weights: Any = None
 
 
 class Metrics(NamedTuple):

@@ -120,17 +120,16 @@ def scan_windows(
       The learner; the memory after the batch (for independent sequences without lookback); the key
       for the next batch; the metrics.
     """
-    stream = memory is not None
-    rows, length = batch_shape(batch)
+    lookback = None if memory is None else memory.lookback
+    stream = lookback is not None
+    _, length = batch_shape(batch)
     clock = intervals(truncation, length)
     sizes = [i.end - i.start for i in clock]
     span = truncation.k2 if stream else min(truncation.k2, length)
     replays = any(size < span for size in sizes)
     steps, lead = (batch.inputs, batch.mask, batch.reset), 0
-    if stream and replays:
-        steps, lead = _join(memory.lookback, batch), truncation.k2 - 1
-    elif not stream:
-        steps = (batch.inputs, batch.mask, None)
+    if lookback is not None and replays:
+        steps, lead = _join(lookback, batch), truncation.k2 - 1
 
     ends = np.array([i.end for i in clock])
     starts = ends - span if stream else np.maximum(ends - span, 0)
@@ -189,14 +188,12 @@ def scan_windows(
         else:
             offered = jnp.sum(weights)
             share = jnp.where(offered > 0, weight / jnp.where(offered > 0, offered, 1), 1)
-            learner, newest, carries, mean, norm = jax.lax.cond(
-                weight > 0, score, pass_by, learner
-            )
+            learner, newest, carries, mean, norm = jax.lax.cond(weight > 0, score, pass_by, learner)
         metrics = Metrics(mean, norm, *_numbers(weight, share))
         return (learner, newest, carries, rng), metrics
 
-    if stream:
-        loop = (learner, memory.carry, memory.lookback.carries, rng)
+    if memory is not None and lookback is not None:
+        loop = (learner, memory.carry, lookback.carries, rng)
     else:
         carry = start_carry(model, learner[0], batch.inputs)
         carries = jax.tree.map(lambda c: jnp.broadcast_to(c, (kept, *c.shape)), carry)
@@ -214,10 +211,10 @@ def scan_windows(
         metrics.append(jax.tree.map(lambda m: m[None], row))
     learner, newest, carries, rng = loop
     metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *metrics)
-    if not stream:
+    if lookback is None:
         return learner, Memory(newest, None), rng, metrics
     inputs, mask, reset = jax.tree.map(
-        lambda x: x[:, x.shape[1] - truncation.k2 + 1 :], _join(memory.lookback, batch)
+        lambda x: x[:, x.shape[1] - truncation.k2 + 1 :], _join(lookback, batch)
     )
     return learner, Memory(newest, Lookback(carries, inputs, mask, reset)), rng, metrics
 

@@ -112,7 +112,7 @@ for _name, _dtype in (("mask", bool), ("reset", bool), ("weights", np.float32)):
         f"{_name} T": (
             {_name: zeros(B, T - 1, dtype=_dtype)},
             ValueError,
-            rf"{_name} must lead with \[B, T\] = \[{B}, {T}\] like the inputs, got \[{B}, {T - 1}\]",
+            rf"{_name} must lead with \[B, T\] = .* like the inputs, got \[{B}, {T - 1}\]",
         ),
         f"{_name} turned": (
             {_name: zeros(T, B, dtype=_dtype)},
@@ -153,7 +153,7 @@ def test_what_is_no_plan_is_refused(state, function, wrong):
 
 @pytest.mark.parametrize("function", [tbptt.train_step, tbptt.gradient])
 def test_the_anchor_that_cannot_be_trained_with_is_refused(state, function):
-    with pytest.raises(NotImplementedError, match='anchor="loss" .* use anchor="update"'):
+    with pytest.raises(NotImplementedError, match=r'anchor="loss" .* use anchor="update"'):
         function(state, GOOD, tbptt.Truncation(2, 2, anchor="loss"))
 
 

@@ -50,7 +50,7 @@ def test_numpy_integers_make_the_same_plan_as_integers(kind):
 def test_plans_that_differ_in_anything_are_not_equal():
     plan = tbptt.Truncation(k1=3, k2=5)
     for other in ((4, 5), (3, 4), (5, 3), (3, 5, "loss")):
-        assert plan != tbptt.Truncation(*other)
+        assert plan != tbptt.Truncation(*other)  # pyright: ignore
 
 
 @pytest.mark.parametrize("anchor", ANCHORS)
@@ -76,9 +76,10 @@ TABLES = {
 
 @pytest.mark.parametrize("case", TABLES)
 def test_credit_matrix_by_hand(case):
-    plan, rows = TABLES[case]
+    (k1, k2, anchor), rows = TABLES[case]
     expected = [[float(c) for c in row.ljust(len(rows), "0")] for row in rows]
-    np.testing.assert_array_equal(tbptt.credit_matrix(tbptt.Truncation(*plan), len(rows)), expected)
+    plan = tbptt.Truncation(k1, k2, anchor)  # pyright: ignore
+    np.testing.assert_array_equal(tbptt.credit_matrix(plan, len(rows)), expected)
 
 
 @pytest.mark.parametrize("anchor", ANCHORS)
@@ -129,6 +130,6 @@ def test_intervals_tile_the_steps_as_the_oracle_does(anchor):
         assert [(i.start, i.end) for i in clock] == oracle.intervals(k1, length)
         assert all(isinstance(i, Interval) for i in clock)
         # The rows of the matrix that are not empty are the losses that the clock calls scored.
-        scored = oracle.credit(k1, k2, length, anchor).any(axis=1)
+        scored = np.any(oracle.credit(k1, k2, length, anchor), axis=1)
         expected = [t + 1 for t in range(length) if scored[t]]
         assert [t for i in clock for t in range(i.scored + 1, i.end + 1)] == expected

@@ -1,5 +1,7 @@
 """Padding and buckets: every step exactly once, in order, with its label and its losses."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ def test_each_sequence_is_in_one_batch_whole_with_its_label_and_losses(
 ):
     # Every token is unique, so that a row says which sequence it is.
     starts = np.cumsum([0, *lengths])
-    sequences = [np.arange(a, b) + 1 for a, b in zip(starts, starts[1:], strict=False)]
+    sequences = [np.arange(a, b) + 1 for a, b in itertools.pairwise(starts)]
     labels = np.arange(len(lengths)) % 3
     rng = None if seed is None else np.random.default_rng(seed)
     batches = bucketed_batches(

@@ -56,7 +56,7 @@ def test_the_package_is_verified_deduplicated_and_split_by_label(monkeypatch, tm
     rows += ['"1 number 3, ""quoted""\nsecond line",1,imdb', "a tweet,1,twitter"]
     content = "\n".join(rows) + "\n"
     fake_package(monkeypatch, tmp_path, content)
-    with pytest.raises(reviews.DataError, match="is not the known file .* --force-reinstall"):
+    with pytest.raises(reviews.DataError, match=r"is not the known file .* --force-reinstall"):
         reviews.load()
     monkeypatch.setattr(reviews, "SHA256", hashlib.sha256(content.encode()).hexdigest())
     loaded = reviews.load()
