@@ -73,9 +73,7 @@ def forward(
     if window.mask is not None:
         # What stands in padding (an id outside the vocabulary, NaN) must reach no arithmetic.
         inputs = recurrence.select(window.mask, inputs, jax.tree.map(jnp.zeros_like, inputs))
-    batch, steps = jax.tree.leaves(window.inputs)[0].shape[:2]
-    xs = model.encode(params, inputs, rng)
-    _check_leading("encode", "one vector for every step", xs, (batch, steps))
+    xs = encode(model, params, inputs, rng)
     if carry is None:
         carry = initial_carry(model, params, xs)
     elif window.fresh is not None:
@@ -89,6 +87,14 @@ def forward(
         return model.step(params, carry, x)
 
     return recurrence.unroll(step, carry, xs, window.mask, window.reset, initial)
+
+
+def encode(model: Model, params: Params, inputs: Any, rng: jax.Array | None) -> Any:
+    """The encoder's outputs [B, K, ...], checked."""
+    xs = model.encode(params, inputs, rng)
+    leading = jax.tree.leaves(inputs)[0].shape[:2]
+    _check_leading("encode", "one vector for every step", xs, leading)
+    return xs
 
 
 def initial_carry(model: Model, params: Params, xs: Any) -> Carry:
@@ -167,9 +173,8 @@ def window_value_and_grad(
 
 def step_losses(loss: LossFn, outputs: Any, targets: Any, weights: Array | None) -> jax.Array:
     """weight * loss at every step, [B, N]; a target of weight 0 is not looked at."""
-    counted = None if weights is None else weights != 0
-    if counted is not None:
-        targets = recurrence.select(counted, targets, jax.tree.map(jnp.zeros_like, targets))
+    if weights is not None:
+        targets = recurrence.select(weights != 0, targets, jax.tree.map(jnp.zeros_like, targets))
     batch, steps = jax.tree.leaves(targets)[0].shape[:2]
     _check_leading("readout", "one output for every step", outputs, (batch, steps))
     losses = loss(outputs, targets)
@@ -181,7 +186,7 @@ def step_losses(loss: LossFn, outputs: Any, targets: Any, weights: Array | None)
         )
     # Sums over many steps lose too much in 16 bits.
     losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
-    return losses if counted is None else jnp.where(counted, losses * weights, 0)
+    return losses if weights is None else jnp.where(weights != 0, losses * weights, 0)
 
 
 def total_weight(window: Window) -> jax.Array:

@@ -23,8 +23,8 @@ class LSTM(nnx.OptimizedLSTMCell):
     """
 
     def unroll(
-        self, carry: Carry, xs: Array, mask: Array | None = None, reset: Array | None = None
-    ) -> tuple[Carry, Array, Carry]:
+        self, carry: Carry, xs: Any, mask: Array | None = None, reset: Array | None = None
+    ) -> tuple[Carry, Any, Carry]:
         """Run over xs [B, T, in_features]; arguments and results as `recurrence.unroll`."""
         # The step is flax's own, given inputs that are projected already: the recurrence then
         # holds one matrix product a step, and the gates are written once, in flax.

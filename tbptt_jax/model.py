@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +142,28 @@ def functional(module: SequenceModel) -> tuple[Model, Params]:
         random streams (batch statistics, caches): a recurrence over windows has no place to update
         them.
     """
+    parts = split(module)
+    return parts.functions, parts.params
+
+
+class Parts(NamedTuple):
+    """What a `SequenceModel` consists of.
+
+    Attributes:
+      functions, params: as `functional` returns them.
+      to_module: parameters to a module in evaluation mode; the same for modules built alike. None
+        where there is no module.
+      draws: whether the encoder or the readout draws random numbers while training.
+    """
+
+    functions: Model
+    params: Params
+    to_module: Callable[[Params], SequenceModel] | None
+    draws: bool
+
+
+def split(module: SequenceModel) -> Parts:
+    """Take a `SequenceModel` apart; see `functional`."""
     if not isinstance(module, SequenceModel):
         raise TypeError(
             f"model must be a SequenceModel or a Model, got {type(module).__name__}; wrap the "
@@ -160,38 +182,26 @@ def functional(module: SequenceModel) -> tuple[Model, Params]:
     module.eval()
     streams, structure = jax.tree.flatten(nnx.to_pure_dict(random))
     is_key = tuple(jnp.issubdtype(s.dtype, jax.dtypes.prng_key) for s in streams)
-    functions = _functions(graph, nnx.graphdef(module), structure, is_key)
-    return functions, jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
-
-
-def uses_rng(module: SequenceModel) -> bool:
-    """Whether the encoder or the readout draws random numbers while training."""
-    return bool(jax.tree.leaves(nnx.state(module, nnx.RngState)))
-
-
-def rebuild(module: SequenceModel) -> Callable[[Params], SequenceModel]:
-    """A function that puts parameters into a copy of `module`, in evaluation mode."""
-    module = nnx.clone(module)
-    module.eval()
-    graph, _, random = nnx.split(module, nnx.Param, ...)
-    return lambda params: nnx.merge(graph, jax.tree.map(jnp.copy, params), random)
+    functions, to_module = _functions(graph, nnx.graphdef(module), structure, is_key)
+    params = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
+    return Parts(functions, params, to_module, draws=bool(streams))
 
 
 @functools.cache
-def _functions(train_graph, eval_graph, structure, is_key) -> Model:
-    """The pure functions of a graph; cached, since compiled code is found by their identity."""
+def _functions(
+    train_graph: Any, eval_graph: Any, structure: Any, is_key: tuple[bool, ...]
+) -> tuple[Model, Callable[[Params], SequenceModel]]:
+    """The functions of a graph; cached, since compiled code is found by their identity."""
 
     def merge(params, rng=None) -> SequenceModel:
         # Without a key the graph is the deterministic one, and its streams are never drawn from.
         key = jax.random.key(0) if rng is None else rng
         streams = [
-            jax.random.fold_in(key, i) if is_key else jnp.zeros((), jnp.uint32)
-            for i, is_key in enumerate(is_key_of)
+            jax.random.fold_in(key, i) if keyed else jnp.zeros((), jnp.uint32)
+            for i, keyed in enumerate(is_key)
         ]
         graph = eval_graph if rng is None else train_graph
         return nnx.merge(graph, params, jax.tree.unflatten(structure, streams))
-
-    is_key_of = is_key
 
     def initialize_carry(params, input_shape):
         return cell_carry(merge(params).core, input_shape, nnx.Rngs(0))
@@ -210,4 +220,7 @@ def _functions(train_graph, eval_graph, structure, is_key) -> Model:
     def unroll_core(params, carry, xs, mask, reset):
         return _unroll_cell(merge(params).core, carry, xs, mask, reset)
 
-    return Model(initialize_carry, encode, step, readout, unroll_core)
+    def to_module(params):
+        return merge(jax.tree.map(jnp.copy, params))
+
+    return Model(initialize_carry, encode, step, readout, unroll_core), to_module

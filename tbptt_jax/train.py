@@ -15,7 +15,7 @@ from tbptt_jax import gradients, windows
 from tbptt_jax.checks import check_batch, check_plan, check_stream
 from tbptt_jax.credit import Truncation
 from tbptt_jax.gradients import Window
-from tbptt_jax.model import SequenceModel, functional, rebuild, uses_rng
+from tbptt_jax.model import Parts, SequenceModel, split
 from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
 from tbptt_jax.windows import Lookback, Memory
 
@@ -92,32 +92,30 @@ class TrainState:
                 "TrainState.create: loss must be a function (outputs, targets) -> losses [B, T], "
                 f"got {type(loss).__name__}"
             )
-        to_module = None
-        random = True
         if isinstance(model, Model):
             if params is None:
                 raise TypeError("TrainState.create: params must be given with a Model, got None")
-            functions, params = model, jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+            params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+            parts = Parts(model, params, to_module=None, draws=True)
         else:
             if params is not None:
                 raise TypeError(
                     "TrainState.create: params are the SequenceModel's own; give them only with a "
                     "Model of pure functions"
                 )
-            functions, params = functional(model)
-            to_module, random = rebuild(model), uses_rng(model)
+            parts = split(model)
         return cls(
-            params=params,
+            params=parts.params,
             # An optimizer may hand the same array to two places, which cannot both be donated.
-            opt_state=jax.tree.map(lambda a: jnp.array(a, copy=True), optimizer.init(params)),
+            opt_state=jax.tree.map(lambda a: jnp.array(a, copy=True), optimizer.init(parts.params)),
             step=jnp.zeros((), jnp.int32),
-            rng=jax.random.key(seed) if random else None,
+            rng=jax.random.key(seed) if parts.draws else None,
             carry=None,
             lookback=None,
-            functions=functions,
+            functions=parts.functions,
             optimizer=optimizer,
             loss=loss,
-            to_module=to_module,
+            to_module=parts.to_module,
         )
 
     def model(self) -> nnx.Module:

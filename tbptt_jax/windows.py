@@ -85,7 +85,7 @@ def step_weights(batch: Batch, start: Any, size: int) -> jax.Array | None:
 def start_carry(model: Model, params: Params, inputs: Any) -> Carry:
     """The carry of sequences that begin with inputs [B, T, ...]."""
     one_step = jax.tree.map(lambda x: x[:, :1], inputs)
-    xs = jax.eval_shape(lambda p, x: model.encode(p, x, None), params, one_step)
+    xs = jax.eval_shape(lambda p, x: gradients.encode(model, p, x, None), params, one_step)
     return gradients.initial_carry(model, params, xs)
 
 

@@ -136,7 +136,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_what_was_learnt(data_dir, tmp_path):
     [
         (["--data_dir=/nowhere"], "error: --data_dir: expected reviews like 0_9.txt"),
         (["--predict=good", "--output_dir=/nowhere"], "holds no finished run"),
-        (["--k1=0"], "k1 must be an integer in the range [1"),
+        (["--k1=0"], "flag --k1=0: 0 is not a positive integer"),
         (["--loss_at=middle"], "value should be one of <chunk|end>"),
         (["extra"], "unexpected arguments ['extra']"),
     ],
