@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
+from experiments import review_training as task
 from experiments import sentiment
-from experiments.sentiment import Config
+from experiments.review_training import Config
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = [
@@ -160,9 +161,9 @@ def test_a_folder_with_a_run_is_not_overwritten(finished):
 def test_padding_keeps_windows_whole_and_shapes_few():
     for k1 in (1, 7, 30, 45, 100, 419):
         config = Config(k1=k1, max_length=420)
-        assert sentiment.padding(config) % k1 == 0
-        assert math.ceil(420 / sentiment.padding(config)) <= 7
-    assert sentiment.padding(Config(k1=420, max_length=420)) == 60
+        assert task.padding(config) % k1 == 0
+        assert math.ceil(420 / task.padding(config)) <= 7
+    assert task.padding(Config(k1=420, max_length=420)) == 60
 
 
 def test_reach_of_the_gradient_by_hand():
@@ -183,8 +184,8 @@ def test_count_updates_is_what_training_does(loss_at, k1, k2):
     config = Config(k1=k1, k2=k2, loss_at=loss_at, batch_size=4, embedding=2, hidden=2)
     rng = np.random.default_rng(0)
     ids = [rng.integers(2, 9, n).astype(np.int32) for n in (3, 50, 61, 64, 119)]
-    batches = sentiment.make_batches(config, sentiment.Part(ids, np.arange(5) % 2), None)
-    state = sentiment.make_state(config, 9)
+    batches = task.make_batches(config, task.Part(ids, np.arange(5) % 2), None)
+    state = task.make_state(config, 9)
     for batch in batches:
         state, _ = tbptt.train_step(state, batch, tbptt.Truncation(k1, k2))
-    assert int(state.step) == sentiment.count_updates(config, batches)
+    assert int(state.step) == task.count_updates(config, batches)
