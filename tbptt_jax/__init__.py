@@ -1,7 +1,9 @@
 """Truncated backpropagation through time for JAX and Flax: exact, tested, fast."""
 
 from tbptt_jax.credit import Truncation, credit_matrix
-from tbptt_jax.gradients import Window, WindowValue, forward, window_value_and_grad
+from tbptt_jax.diagnostics import Bias, CreditByLag, credit_by_lag, gradient_bias
+from tbptt_jax.forward import Window, WindowValue, forward
+from tbptt_jax.gradients import window_value_and_grad
 from tbptt_jax.lstm import LSTM
 from tbptt_jax.model import SequenceModel, Stack, functional
 from tbptt_jax.train import TrainState, evaluate, gradient, predict, train_step
@@ -12,6 +14,8 @@ __version__ = "0.1.0"
 __all__ = [
     "LSTM",
     "Batch",
+    "Bias",
+    "CreditByLag",
     "Metrics",
     "Model",
     "SequenceModel",
@@ -20,11 +24,13 @@ __all__ = [
     "Truncation",
     "Window",
     "WindowValue",
+    "credit_by_lag",
     "credit_matrix",
     "evaluate",
     "forward",
     "functional",
     "gradient",
+    "gradient_bias",
     "predict",
     "train_step",
     "window_value_and_grad",

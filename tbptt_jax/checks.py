@@ -80,21 +80,11 @@ def _check_dtype(name: str, array: Any) -> None:
 
 
 def check_plan(truncation: Truncation) -> None:
-    """Raise if this is no plan, or one that cannot be run yet.
-
-    Raises:
-      TypeError: no Truncation.
-      NotImplementedError: anchor="loss".
-    """
+    """Raise a TypeError if this is no plan."""
     if not isinstance(truncation, Truncation):
         raise TypeError(
             f"truncation must be a tbptt_jax.Truncation, got {type(truncation).__name__}; write "
             "Truncation(k1=30, k2=30)"
-        )
-    if truncation.anchor == "loss":
-        raise NotImplementedError(
-            'Truncation: anchor="loss" is defined (see credit_matrix) but cannot be trained with '
-            'yet; use anchor="update", which is the same when k1 = 1'
         )
 
 

@@ -30,22 +30,26 @@ class Truncation:
       k1: steps between updates, at least 1.
       k2: steps that the gradient reaches back, at least 1.
       anchor: what k2 is counted from, the end of the update or each loss.
+      block: for anchor="loss", how many steps have their adjoints formed at once, at least 1: less
+        memory for some more work, and the same gradient (see `per_loss`). None: all of a window.
 
     Raises:
-      TypeError: k1 or k2 is not an integer.
-      ValueError: k1 or k2 is below 1, or the anchor is not one of the two.
+      TypeError: k1, k2 or block is not an integer.
+      ValueError: one of them is below 1, the anchor is not one of the two, or a block is given
+        with anchor="update".
 
     Example:
       >>> Truncation(k1=30, k2=30)
-      Truncation(k1=30, k2=30, anchor='update')
+      Truncation(k1=30, k2=30, anchor='update', block=None)
     """
 
     k1: int
     k2: int
     anchor: Anchor = "update"
+    block: int | None = None
 
     def __post_init__(self):
-        for name in ("k1", "k2"):
+        for name in ("k1", "k2") if self.block is None else ("k1", "k2", "block"):
             value = getattr(self, name)
             try:
                 if isinstance(value, bool):
@@ -63,6 +67,11 @@ class Truncation:
                 )
         if self.anchor not in ("update", "loss"):
             raise ValueError(f'Truncation: anchor must be "update" or "loss", got {self.anchor!r}')
+        if self.block is not None and self.anchor != "loss":
+            raise ValueError(
+                f'Truncation: block goes with anchor="loss", got block={self.block} with '
+                f"anchor={self.anchor!r}; leave it out"
+            )
 
 
 class Interval(NamedTuple):

@@ -23,6 +23,23 @@ def step_shape(xs: Any) -> Any:
     return jax.tree.map(lambda x: (x.shape[0], *x.shape[2:]), xs)
 
 
+def marked_step(
+    step: Callable[[Carry, Any], tuple[Carry, Any]],
+    carry: Carry,
+    x: Any,
+    mask: Array | None,
+    reset: Array | None,
+    initial: Carry,
+) -> tuple[Carry, Any]:
+    """One step with its marks, each bool [B] or None; arguments otherwise as `unroll`."""
+    if reset is not None:
+        carry = select(reset, initial, carry)
+    new, y = step(carry, x)
+    if mask is not None:
+        new = select(mask, new, carry)
+    return new, y
+
+
 def unroll(
     step: Callable[[Carry, Any], tuple[Carry, Any]],
     carry: Carry,
@@ -56,11 +73,7 @@ def unroll(
 
     def body(carry, inputs):
         x, exists, restarts = inputs
-        if restarts is not None:
-            carry = select(restarts, initial, carry)
-        new, y = step(carry, x)
-        if exists is not None:
-            new = select(exists, new, carry)
+        new, y = marked_step(step, carry, x, exists, restarts, initial)
         return new, (y, new)
 
     carry, (ys, carries) = jax.lax.scan(body, carry, (xs, mask, reset))

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tbptt_jax import gradients, windows
+from tbptt_jax import windows
 from tbptt_jax.checks import check_batch, check_plan, check_stream
 from tbptt_jax.credit import Truncation
-from tbptt_jax.gradients import Window
+from tbptt_jax.forward import Window, forward, step_losses
 from tbptt_jax.model import Parts, SequenceModel, split
 from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
 from tbptt_jax.windows import Lookback, Memory
@@ -142,17 +142,17 @@ def train_step(
     losses of its interval, with the credit that `credit_matrix` shows. An interval whose weights
     are all zero moves the carry and nothing else.
 
-    With lookback (k2 > k1, or a short last interval) a window is replayed with the current
-    parameters from the carry at its start. That carry was computed when the window before it was
-    replayed, one update earlier, as in every online TBPTT.
+    With lookback (k2 > k1, a short last interval, or anchor="loss") a window is replayed with the
+    current parameters from the carry at its start. That carry was computed when the window before
+    it was replayed, one update earlier, as in every online TBPTT.
 
     Args:
       state: donated; use the returned state instead.
       batch: [B, T, ...]. With reset=None the rows are whole sequences. With a reset array they are
         streams: they go on from the last batch, carry and lookback, wherever reset is False at the
         first step. A stream begins with its first batch, or after a batch with reset=None; a
-        change of k1 or k2 keeps its newest carry and begins a new lookback. A stream keeps k2 - 1
-        steps and min(k1, k2) carries between calls.
+        change of plan keeps its newest carry and begins a new lookback. A stream keeps k2 - 1
+        steps between calls, and min(k1, k2) carries, or one with anchor="loss".
       truncation: the plan, static.
 
     Returns:
@@ -160,7 +160,6 @@ def train_step(
 
     Raises:
       TypeError, ValueError: an argument of a wrong kind, or arrays that do not belong together.
-      NotImplementedError: anchor="loss".
     """
     check_plan(truncation)
     check_batch(batch)
@@ -246,16 +245,8 @@ def _gradient(state, memory, batch, truncation):
 
 def _continue(state: TrainState, batch: Batch, truncation: Truncation) -> tuple[Memory, Batch]:
     """The memory that a stream's batch starts from, of one structure from the first call on."""
-    rows, _ = windows.batch_shape(batch)
-    carry, lookback = state.carry, state.lookback
-    if carry is None:
-        # Copied since two leaves may be one array, which cannot be donated twice.
-        carry = jax.tree.map(
-            jnp.copy, windows.start_carry(state.functions, state.params, batch.inputs)
-        )
-        # A stream begins: whatever its first reset says, no step comes before.
-        batch = batch._replace(reset=jnp.asarray(batch.reset).at[:, 0].set(True))
-    check_stream(carry, rows)
+    carry, batch = windows.stream_carry(state.functions, state.params, state.carry, batch)
+    lookback = state.lookback
     if not windows.fits(lookback, truncation):
         lookback = windows.empty_lookback(truncation, carry, batch)
     return Memory(carry, lookback), batch
@@ -324,7 +315,7 @@ def evaluate(
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(functions, params, carry, batch):
     window = Window(batch.inputs, batch.targets, mask=batch.mask, reset=batch.reset)
-    carry, ys, _ = gradients.forward(functions, params, carry, window)
+    carry, ys, _ = forward(functions, params, carry, window)
     return functions.readout(params, ys, None), carry
 
 
@@ -334,8 +325,5 @@ def _evaluate(functions, metrics, params, carry, batch):
     rows, length = windows.batch_shape(batch)
     weights = windows.step_weights(batch, 0, length)
     total = rows * length if weights is None else jnp.sum(weights)
-    sums = [
-        jnp.sum(gradients.step_losses(metric, outputs, batch.targets, weights))
-        for metric in metrics
-    ]
+    sums = [jnp.sum(step_losses(metric, outputs, batch.targets, weights)) for metric in metrics]
     return carry, jnp.stack([*sums, jnp.asarray(total, sums[0].dtype)])

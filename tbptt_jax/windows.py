@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tbptt_jax import gradients
+from tbptt_jax.checks import check_stream
 from tbptt_jax.credit import Truncation, intervals
-from tbptt_jax.gradients import Window, WindowValue
+from tbptt_jax.forward import Window, WindowValue, encode, forward, initial_carry, total_weight
+from tbptt_jax.gradients import window_value_and_grad
+from tbptt_jax.recurrence import step_shape
 from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
 
 
@@ -18,8 +20,9 @@ class Lookback(NamedTuple):
     """What a stream keeps so that its next window may begin before its next batch.
 
     Attributes:
-      carries: the carry at every position where the next window can start, those that follow the
-        first min(k1, k2) steps of the last window, [min(k1, k2), B, ...].
+      carries: the carry at every position where the next window can start, [P, B, ...]. With
+        anchor="update" those that follow the first P = min(k1, k2) steps of the last window; with
+        anchor="loss" the one, P = 1, that lies k2 - 1 steps back.
       inputs, mask, reset: the last k2 - 1 steps, [B, k2 - 1, ...]; the mask is False where the
         stream has not that many.
     """
@@ -51,9 +54,7 @@ def empty_lookback(truncation: Truncation, carry: Carry, batch: Batch) -> Lookba
         return jnp.zeros((rows, back, *x.shape[2:]), dtype)
 
     return Lookback(
-        carries=jax.tree.map(
-            lambda c: jnp.broadcast_to(c, (min(truncation.k1, truncation.k2), *c.shape)), carry
-        ),
+        carries=_repeat(carry, _kept(truncation)),
         inputs=jax.tree.map(nothing, batch.inputs),
         mask=nothing(batch.reset),
         reset=nothing(batch.reset),
@@ -65,7 +66,12 @@ def fits(lookback: Lookback | None, truncation: Truncation) -> bool:
     if lookback is None:
         return False
     kept = jax.tree.leaves(lookback.carries)[0].shape[0], lookback.mask.shape[1]
-    return kept == (min(truncation.k1, truncation.k2), truncation.k2 - 1)
+    return kept == (_kept(truncation), truncation.k2 - 1)
+
+
+def _kept(truncation: Truncation) -> int:
+    """How many carries a window keeps for the next one to start from."""
+    return 1 if truncation.anchor == "loss" else min(truncation.k1, truncation.k2)
 
 
 def batch_shape(batch: Batch) -> tuple[int, int]:
@@ -85,8 +91,69 @@ def step_weights(batch: Batch, start: Any, size: int) -> jax.Array | None:
 def start_carry(model: Model, params: Params, inputs: Any) -> Carry:
     """The carry of sequences that begin with inputs [B, T, ...]."""
     one_step = jax.tree.map(lambda x: x[:, :1], inputs)
-    xs = jax.eval_shape(lambda p, x: gradients.encode(model, p, x, None), params, one_step)
-    return gradients.initial_carry(model, params, xs)
+    xs = jax.eval_shape(lambda p, x: encode(model, p, x, None), params, one_step)
+    return initial_carry(model, params, step_shape(xs))
+
+
+def stream_carry(
+    model: Model, params: Params, carry: Carry | None, batch: Batch
+) -> tuple[Carry, Batch]:
+    """The carry that a stream's batch starts from, given the newest one; None: it begins here."""
+    if carry is None:
+        # Copied since two leaves may be one array, which cannot be donated twice.
+        carry = jax.tree.map(jnp.copy, start_carry(model, params, batch.inputs))
+        # Whatever the first reset says, no step comes before.
+        batch = batch._replace(reset=jnp.asarray(batch.reset).at[:, 0].set(True))
+    check_stream(carry, batch_shape(batch)[0])
+    return carry, batch
+
+
+class Layout(NamedTuple):
+    """Where the windows of a batch lie.
+
+    Attributes:
+      table: int32 [windows, 4]; of each window: the position where its interval ends, the position
+        where it starts, which kept carry it starts from, and after how many of its steps the
+        carries begin that it keeps for the next.
+      sizes, spans: of each window: the steps of its interval, and all its steps. All full
+        intervals are alike; only the last may be short.
+      kept: how many carries a window keeps.
+      replays: whether windows start before their intervals.
+    """
+
+    table: np.ndarray
+    sizes: np.ndarray
+    spans: np.ndarray
+    kept: int
+    replays: bool
+
+
+def layout(truncation: Truncation, length: int, stream: bool) -> Layout:
+    """The windows of `length` steps; those of a stream may start before its first, at position 0.
+
+    A window of an independent sequence that would start there starts at position 0 and is as long
+    all the same: what it runs beyond its end is not scored.
+    """
+    clock = intervals(truncation, length)
+    ends = np.array([i.end for i in clock])
+    sizes = ends - [i.start for i in clock]
+    per_loss = truncation.anchor == "loss"
+    spans = sizes + truncation.k2 - 1 if per_loss else np.full_like(sizes, truncation.k2)
+    starts = ends - spans
+    if not stream:
+        spans, starts = np.minimum(spans, length), np.maximum(ends - np.minimum(spans, length), 0)
+    if per_loss:
+        # The next window starts where the interval's steps are done, counted from the start.
+        picks, leaves = np.zeros_like(ends), np.append(np.diff(starts), sizes[-1]) - 1
+    else:
+        # How far a start lies behind the one before depends on an interval that may be short.
+        picks = np.diff(starts, prepend=-truncation.k2 if stream else 0) - 1
+        leaves = np.zeros_like(ends)
+    # Where an index is below 0 the window begins a sequence, and no kept carry is looked at.
+    table = np.stack([ends, starts, np.maximum(picks, 0), np.maximum(leaves, 0)], axis=1)
+    replays = bool((sizes < spans).any())
+    kept = min(_kept(truncation), spans[0]) if stream or replays else 0
+    return Layout(table.astype(np.int32), sizes, spans, int(kept), replays)
 
 
 def scan_windows(
@@ -101,13 +168,13 @@ def scan_windows(
 ) -> tuple[tuple, Memory, jax.Array | None, Metrics]:
     """Run the windows of a batch in order; `consume` sees the gradient of each that has losses.
 
-    Window j ends with its interval, at end_j, and gives credit to the `span` steps before that. It
-    starts from the carry that window j - 1 computed at that position, or, where the interval is
-    longer than the span, runs forward to it from the newest carry.
+    Window j ends with its interval, at end_j, and gives credit to the `span` steps before that,
+    with anchor="loss" to no more than the k2 last before each loss. It starts from the carry that
+    window j - 1 computed at that position, or, where the interval is longer than the span, runs
+    forward to it from the newest carry.
 
-    Independent sequences (`memory` is None) have no steps before the first. A window that would
-    start there starts at position 0 and has the same length all the same: what it runs beyond its
-    end is not scored, so that every window has one shape and no step needs a select.
+    Independent sequences (`memory` is None) have no steps before the first; `layout` says how all
+    windows have one shape all the same, so that no step needs a select.
 
     Args:
       model, loss, truncation, batch: as in `train_step`.
@@ -123,26 +190,18 @@ def scan_windows(
     lookback = None if memory is None else memory.lookback
     stream = lookback is not None
     _, length = batch_shape(batch)
-    clock = intervals(truncation, length)
-    sizes = [i.end - i.start for i in clock]
-    span = truncation.k2 if stream else min(truncation.k2, length)
-    replays = any(size < span for size in sizes)
+    plan = layout(truncation, length, stream)
+    reach = truncation.k2 if truncation.anchor == "loss" else None
     steps, lead = (batch.inputs, batch.mask, batch.reset), 0
-    if lookback is not None and replays:
+    if lookback is not None and plan.replays:
         steps, lead = _join(lookback, batch), truncation.k2 - 1
 
-    ends = np.array([i.end for i in clock])
-    starts = ends - span if stream else np.maximum(ends - span, 0)
-    # How far each start lies behind the start of the window before it, whose carries are kept.
-    moves = np.diff(starts, prepend=-span if stream else 0)
-    kept = min(truncation.k1, span) if stream or replays else 0
+    def keep(carries, leave):
+        return jax.tree.map(lambda c: jax.lax.dynamic_slice_in_dim(c, leave, plan.kept), carries)
 
-    def keep(carries):
-        return jax.tree.map(lambda c: c[:kept], carries)
-
-    def run(loop, where, size):
+    def run(loop, where, size, span):
         learner, newest, carries, rng = loop
-        end, start, move = where
+        end, start, pick, leave = where
         key = forward_key = None
         if rng is not None:
             rng, key, forward_key = jax.random.split(rng, 3)
@@ -152,10 +211,10 @@ def scan_windows(
             inputs, mask, reset = _cut(steps, lead + end - size, size - span)
             fresh = None if stream else end == size
             unscored = Window(inputs, None, mask=mask, reset=reset, fresh=fresh)
-            carry = gradients.forward(model, learner[0], carry, unscored, forward_key)[0]
+            carry = forward(model, learner[0], carry, unscored, forward_key)[0]
             fresh = None
         elif size < span:
-            carry = jax.tree.map(lambda c: c[jnp.maximum(move - 1, 0)], carries)
+            carry = jax.tree.map(lambda c: c[pick], carries)
         inputs, mask, reset = _cut(steps, lead + start, span)
         weights = step_weights(batch, end - size, size)
         window = Window(
@@ -169,19 +228,26 @@ def scan_windows(
         )
 
         def score(learner):
-            value, grads = gradients.window_value_and_grad(
-                model, loss, learner[0], carry, window, key
+            value, grads = window_value_and_grad(
+                model,
+                loss,
+                learner[0],
+                carry,
+                window,
+                key,
+                reach=reach,
+                block=truncation.block,
             )
             norm = optax.tree.norm(grads) / value.weight
             learner = consume(learner, value, grads)
             mean = value.loss / value.weight
-            return learner, value.carry, keep(value.carries), *_numbers(mean, norm)
+            return learner, value.carry, keep(value.carries, leave), *_numbers(mean, norm)
 
         def pass_by(learner):
-            end, _, carries = gradients.forward(model, learner[0], carry, window, key)
-            return learner, end, keep(carries), *_numbers(0, 0)
+            end, _, carries = forward(model, learner[0], carry, window, key)
+            return learner, end, keep(carries, leave), *_numbers(0, 0)
 
-        weight = gradients.total_weight(window)
+        weight = total_weight(window)
         if weights is None:
             share = scored / size
             learner, newest, carries, mean, norm = score(learner)
@@ -196,18 +262,19 @@ def scan_windows(
         loop = (learner, memory.carry, lookback.carries, rng)
     else:
         carry = start_carry(model, learner[0], batch.inputs)
-        carries = jax.tree.map(lambda c: jnp.broadcast_to(c, (kept, *c.shape)), carry)
-        loop = (learner, carry, carries, rng)
-    table = np.stack([ends, starts, moves], axis=1).astype(np.int32)
+        loop = (learner, carry, _repeat(carry, plan.kept), rng)
+    sizes, spans = plan.sizes.tolist(), plan.spans.tolist()
     full = length // truncation.k1
     metrics = []
     if full:
         loop, rows_of_metrics = jax.lax.scan(
-            lambda loop, where: run(loop, where, truncation.k1), loop, jnp.asarray(table[:full])
+            lambda loop, where: run(loop, where, sizes[0], spans[0]),
+            loop,
+            jnp.asarray(plan.table[:full]),
         )
         metrics.append(rows_of_metrics)
-    if full < len(table):
-        loop, row = run(loop, table[-1], sizes[-1])
+    if full < len(plan.table):
+        loop, row = run(loop, plan.table[-1], sizes[-1], spans[-1])
         metrics.append(jax.tree.map(lambda m: m[None], row))
     learner, newest, carries, rng = loop
     metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *metrics)
@@ -217,6 +284,10 @@ def scan_windows(
         lambda x: x[:, x.shape[1] - truncation.k2 + 1 :], _join(lookback, batch)
     )
     return learner, Memory(newest, Lookback(carries, inputs, mask, reset)), rng, metrics
+
+
+def _repeat(carry: Carry, count: int) -> Carry:
+    return jax.tree.map(lambda c: jnp.broadcast_to(c, (count, *c.shape)), carry)
 
 
 def _cut(tree: Any, start: Any, size: int) -> Any:

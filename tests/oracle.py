@@ -260,15 +260,19 @@ def _loss(loss: str, readout: Params, step: Step) -> tuple[float, Array]:
 
 def _walk(
     cell: str, params: Params, steps: Sequence[Step], t: int, d_outputs: Array, first: int
-) -> Iterator[tuple[int, Params]]:
-    """From loss t back through steps t, t-1, ..., first: yield (s, d l_t / d theta_s)."""
+) -> Iterator[tuple[int, Params, State]]:
+    """From loss t back through steps t, t-1, ..., first.
+
+    Yields (s, d l_t / d theta_s, d l_t / d carry after step s); at s = t the last is with respect
+    to the cell's output, which the readout reads.
+    """
     core = params["core"]
     readout, d_hidden = _linear_adjoint(params["readout"], steps[t].hidden, d_outputs)
     grads: Params = {"readout": readout}
     # A masked step's loss has no weight, so d_hidden is zero where the carry is held.
     d_state = (*(np.zeros_like(d_hidden) for _ in INITIAL[cell][1:]), d_hidden)
     for s in range(t, first - 1, -1):
-        step = steps[s]
+        step, d_after = steps[s], d_state
         d_new = tuple(np.where(step.row.mask, d, 0.0) for d in d_state)
         d_held = tuple(np.where(step.row.mask, 0.0, d) for d in d_state)
         d_xi, d_hh, d_start = _cell_adjoint(cell, step.saved, step.start, d_new)
@@ -282,7 +286,7 @@ def _walk(
         for key, d in zip(INITIAL[cell], d_start, strict=True):
             if key in core:
                 grads["core"][key] = np.where(step.row.reset, d, 0.0).sum(axis=0)
-        yield s, grads
+        yield s, grads, d_after
         grads = {}  # the readout belongs to step t alone
         d_state = tuple(np.where(step.row.reset, 0.0, d) for d in d_start)
 
@@ -323,9 +327,28 @@ def per_step_gradients(
     losses = np.zeros(T)
     for t in range(T):
         losses[t], d_outputs = _loss(loss, params["readout"], steps[t])
-        for s, grads in _walk(cell, params, steps, t, d_outputs, first=0):
+        for s, grads, _ in _walk(cell, params, steps, t, d_outputs, first=0):
             _accumulate(G, grads, (t, s))
     return G, losses, np.array([row.weight.sum() for row in rows])
+
+
+def carry_gradients(
+    cell: str, loss: str, params: Params, batch: Any, carry: Any = None
+) -> tuple[Array, ...]:
+    """Every w_t * d l_t / d carry_s; arguments as in `per_step_gradients`.
+
+    Returns one array [T, T, B, H] for each part of the carry: [t, s] is with respect to the carry
+    after step s, zero for s > t; at s = t, with respect to the cell's output.
+    """
+    params, rows = _float64(params), _rows(batch, carry is None)
+    steps, T = _forward(cell, params, rows, carry), len(rows)
+    result = tuple(np.zeros((T, T, *part.shape)) for part in steps[0].state)
+    for t in range(T):
+        _, d_outputs = _loss(loss, params["readout"], steps[t])
+        for s, _, d_after in _walk(cell, params, steps, t, d_outputs, first=0):
+            for array, part in zip(result, d_after, strict=True):
+                array[t, s] = part
+    return result
 
 
 def gradient(
@@ -407,7 +430,7 @@ def train(
                 value, d_outputs = _loss(loss, params["readout"], steps[t - w0])
                 loss_sum, weight = loss_sum + value, weight + rows[t].weight.sum()
                 first = w0 if anchor == "update" else max(w0, t + 1 - k2)
-                for _, part in _walk(cell, params, steps, t - w0, d_outputs, first - w0):
+                for _, part, _ in _walk(cell, params, steps, t - w0, d_outputs, first - w0):
                     _accumulate(grads, part)
             info = _info(loss_sum, weight, sum(row.weight.sum() for row in rows[p:e]))
             grads = _map(lambda g, weight=weight: g / (weight or np.inf), grads)

@@ -33,19 +33,20 @@ FULL = [
 ]
 
 
+@pytest.mark.parametrize("anchor", ["update", "loss"])
 @pytest.mark.parametrize(("core", "k1", "k2", "length", "marks", "loss"), FAST + FULL)
-def test_gradient_and_train_step_equal_the_oracle(core, k1, k2, length, marks, loss):
-    cell, plan = CORES[core][0], tbptt.Truncation(k1, k2)
+def test_gradient_and_train_step_equal_the_oracle(core, k1, k2, length, marks, loss, anchor):
+    cell, plan = CORES[core][0], tbptt.Truncation(k1, k2, anchor)
     state = make_state(core, loss)
     params = as_numpy(state.params)
     batch = make_batch(length, marks, loss, seed=k1 * 100 + k2)
 
-    expected, _ = oracle.gradient(cell, loss, params, batch, k1, k2)
+    expected, _ = oracle.gradient(cell, loss, params, batch, k1, k2, anchor)
     assert_close(tbptt.gradient(state, batch, plan), expected)
 
     # Two batches: with resets given, the second goes on from the first, lookback included.
     batches = [batch, make_batch(length, marks, loss, seed=7)]
-    expected, updates, carry = oracle.train(cell, loss, params, batches, k1, k2, "update", 0.3)
+    expected, updates, carry = oracle.train(cell, loss, params, batches, k1, k2, anchor, 0.3)
     metrics = []
     for batch in batches:
         state, m = tbptt.train_step(state, batch, plan)

@@ -151,12 +151,6 @@ def test_what_is_no_plan_is_refused(state, function, wrong):
         function(state, GOOD, wrong)
 
 
-@pytest.mark.parametrize("function", [tbptt.train_step, tbptt.gradient])
-def test_the_anchor_that_cannot_be_trained_with_is_refused(state, function):
-    with pytest.raises(NotImplementedError, match=r'anchor="loss" .* use anchor="update"'):
-        function(state, GOOD, tbptt.Truncation(2, 2, anchor="loss"))
-
-
 def test_a_refused_call_leaves_the_state_usable():
     state = make_state("rnn")
     before = as_numpy(state.params)

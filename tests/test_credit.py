@@ -38,6 +38,19 @@ def test_an_unknown_anchor_is_refused(anchor):
         tbptt.Truncation(k1=2, k2=2, anchor=anchor)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"block": 0, "anchor": "loss"}, ValueError, "block must be at least 1 step, got 0"),
+        ({"block": 2.0, "anchor": "loss"}, TypeError, "block must be an integer number of steps"),
+        ({"block": 4}, ValueError, 'block goes with anchor="loss", got block=4 with anchor=.*'),
+    ],
+)
+def test_a_block_is_a_number_of_steps_and_goes_with_one_anchor(arguments, error, message):
+    with pytest.raises(error, match="^Truncation: " + message):
+        tbptt.Truncation(2, 2, **arguments)
+
+
 @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
 def test_numpy_integers_make_the_same_plan_as_integers(kind):
     plan, same = tbptt.Truncation(k1=3, k2=5), tbptt.Truncation(k1=kind(3), k2=kind(5))

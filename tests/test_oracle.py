@@ -301,3 +301,42 @@ def test_train_goes_on_from_a_carry():
     fresh, _, _ = oracle.train("gru", "mse", params, [batch], T, T)
     unset = batch._replace(reset=None)
     assert_same(fresh, oracle.train("gru", "mse", params, [unset], T, T, carry=carry)[0], atol=0)
+
+
+@EVERY_CELL
+def test_carry_gradients_are_finite_differences(cell):
+    """Perturb the carry between two steps and run the rest again."""
+    params, batch, carry = make_params(cell), make_batch(**irregular()), make_carry(cell)
+    carry = carry if cell == "lstm" else carry[0]
+    parts = oracle.carry_gradients(cell, "mse", params, batch, carry)
+    steps = oracle._forward(cell, params, oracle._rows(batch, fresh=False), carry)
+
+    def later_losses(s, state):
+        rest = oracle.Batch(*(field[:, s + 1 :] for field in batch))
+        _, losses, _ = oracle.per_step_gradients(cell, "mse", params, rest, state)
+        return losses
+
+    rng, step = np.random.default_rng(0), 1e-6
+    pairs = list(zip(parts, rng.normal(size=(len(parts), B, H)), strict=True))
+    for s in range(T - 1):
+        after = oracle._state(steps[s].carry)
+
+        def moved_by(h, s=s, after=after):
+            state = tuple(a + h * d for a, (_, d) in zip(after, pairs, strict=True))
+            return later_losses(s, state)
+
+        expected = (moved_by(step) - moved_by(-step)) / (2 * step)
+        actual = sum(np.sum(part[s + 1 :, s] * d, (1, 2)) for part, d in pairs)
+        np.testing.assert_allclose(actual, expected, atol=1e-8)
+        assert not any(part[:s, s].any() for part in parts)
+    # At s = t the readout alone lies between: the cell's output moves by itself.
+    part, d = pairs[-1]
+    for t in range(T):
+        values = [
+            oracle._loss(
+                "mse", params["readout"], steps[t]._replace(hidden=steps[t].hidden + h * d)
+            )[0]
+            for h in (step, -step)
+        ]
+        slope = (values[0] - values[1]) / (2 * step)
+        np.testing.assert_allclose(np.sum(part[t, t] * d), slope, atol=1e-8)
