@@ -10,7 +10,7 @@ import platform
 import signal
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -19,6 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 # --help lists the flags of the script that is run, as if it had defined them itself.
 flags.disclaim_key_flags()
@@ -153,6 +154,11 @@ def ctrl_c() -> Iterator[list[bool]]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def progress(items: Iterable[T], text: str) -> Iterable[T]:
+    """The items, with a bar that says how far it has come."""
+    return tqdm(items, desc=text, leave=False)
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:

@@ -29,6 +29,9 @@ class Config:
 
     k1: int = _flag(30, "Words between parameter updates.", 1)
     k2: int = _flag(30, "Words that the gradient reaches back.", 1)
+    anchor: Literal["update", "loss"] = _flag(
+        "update", "What k2 is counted from: the end of the window, or each loss."
+    )
     loss_at: Literal["chunk", "end"] = _flag(
         "chunk", "Ask for the sentiment after every k1 words, or at the text's end only."
     )
@@ -52,11 +55,34 @@ class Config:
     fast: bool = _flag(False, "A small run of under a minute: fewer, shorter texts.")
 
 
+FAST = {"max_length": 120, "epochs": 4, "vocabulary": 5_000, "hidden": 32, "embedding": 32}
+
+
+def from_flags() -> Config:
+    """The run that the command line asks for; --fast changes what it leaves open."""
+    config = common.from_flags(Config)
+    if config.fast:
+        given = common.given_flags(Config)
+        config = dataclasses.replace(config, **{k: v for k, v in FAST.items() if k not in given})
+    return config
+
+
+def describe(config: Config) -> str:
+    """The truncation and the losses of a run, in words."""
+    anchor = "" if config.anchor == "update" else f", anchor = {config.anchor}"
+    return f"k1 = {config.k1}, k2 = {config.k2}{anchor}, loss at {config.loss_at}"
+
+
 class Part(NamedTuple):
     """Encoded texts and their labels."""
 
     ids: list[np.ndarray]
     labels: np.ndarray
+
+
+def plan(config: Config) -> tbptt.Truncation:
+    """The truncation that the run asks for."""
+    return tbptt.Truncation(config.k1, config.k2, config.anchor)
 
 
 def padding(config: Config) -> int:
@@ -153,6 +179,16 @@ def count_updates(config: Config, batches: list[tbptt.Batch]) -> int:
     return sum(int((w > 0).sum()) for w in per_window)
 
 
+def load_run(
+    run: common.RunFolder,
+) -> tuple[Config, reviews.Vocabulary, tbptt.TrainState]:
+    """What a finished run was, and its network."""
+    config = Config(**run.read_json("config.json"))
+    vocabulary = reviews.Vocabulary.load(run.path / "vocabulary.json")
+    state = make_state(config, len(vocabulary))
+    return config, vocabulary, dataclasses.replace(state, params=run.load_params(state.params))
+
+
 class Trained(NamedTuple):
     """What training leaves: the state of the best epoch, and what the run was like."""
 
@@ -161,9 +197,18 @@ class Trained(NamedTuple):
     interrupted: bool
 
 
+def run_training(config: Config, run: common.RunFolder) -> tuple[dict[str, Part], Trained]:
+    """Load the texts and train, leaving in the folder what `load_run` needs."""
+    begun = time.perf_counter()
+    parts, vocabulary = load_data(config)
+    vocabulary.save(run.path / "vocabulary.json")
+    sizes = ", ".join(f"{len(part.ids):,} {name}" for name, part in parts.items())
+    print(f"{sizes} texts, {len(vocabulary):,} words, in {time.perf_counter() - begun:.1f} s")
+    return parts, train(config, run, parts, len(vocabulary))
+
+
 def train(config: Config, run: common.RunFolder, parts: dict[str, Part], words: int) -> Trained:
     """Train, and keep the averaged parameters that were best on the validation texts."""
-    plan = tbptt.Truncation(config.k1, config.k2)
     valid = [at_end(b) for b in make_batches(config, parts["valid"], None)]
     batches = make_batches(config, parts["train"], np.random.default_rng((config.seed, 0)))
     state = make_state(config, words, config.epochs * count_updates(config, batches))
@@ -183,7 +228,7 @@ def train(config: Config, run: common.RunFolder, parts: dict[str, Part], words: 
                 batches = make_batches(config, parts["train"], rng)
             losses, begun = [], time.perf_counter()
             for i, batch in enumerate(batches):
-                state, metrics = tbptt.train_step(state, batch, plan)
+                state, metrics = tbptt.train_step(state, batch, plan(config))
                 average, averages = average_of(state.params, averages)
                 losses.append((metrics.loss, metrics.weight))
                 bar.update(int(batch.mask.sum()))

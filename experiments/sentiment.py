@@ -7,10 +7,8 @@ Predict:  python -m experiments.sentiment --predict="I love this film, although 
 of the text, with the gradient of its last k2 words. Full BPTT is k1 = k2 = --max_length.
 """
 
-import dataclasses
 import itertools
 import math
-import time
 
 import jax
 import numpy as np
@@ -28,7 +26,7 @@ NAME = "sentiment"
 def reach(config: Config, length: int) -> tuple[float, float]:
     """Share of a text's words that receive gradient from any loss, and from the last one."""
     padded = math.ceil(length / task.padding(config)) * task.padding(config)
-    matrix = tbptt.credit_matrix(tbptt.Truncation(config.k1, config.k2), padded)
+    matrix = tbptt.credit_matrix(task.plan(config), padded)
     scored = np.zeros(padded, bool)
     scored[-1] = True
     if config.loss_at == "chunk":
@@ -94,12 +92,7 @@ def plot_history(run: common.RunFolder, history: list[dict], title: str) -> None
 def run_training(config: Config) -> None:
     """The whole job: data, training, test, figures."""
     run = common.RunFolder.create(config.output_dir, NAME, config)
-    begun = time.perf_counter()
-    parts, vocabulary = task.load_data(config)
-    vocabulary.save(run.path / "vocabulary.json")
-    sizes = ", ".join(f"{len(part.ids):,} {name}" for name, part in parts.items())
-    print(f"{sizes} texts, {len(vocabulary):,} words, in {time.perf_counter() - begun:.1f} s")
-    trained = task.train(config, run, parts, len(vocabulary))
+    parts, trained = task.run_training(config, run)
     right, lengths = task.judge(config, trained.state, parts["test"])
     best = max(trained.history, key=lambda row: row["valid_accuracy"])
     result = {
@@ -112,7 +105,7 @@ def run_training(config: Config) -> None:
         "versions": common.versions(),
     }
     run.write_json("result.json", result)
-    plan = f"k1 = {config.k1}, k2 = {config.k2}, loss at {config.loss_at}"
+    plan = task.describe(config)
     plot_history(run, trained.history, f"{config.cell}, {plan}")
     print("\n" + report(config, right, lengths))
     print(
@@ -131,10 +124,7 @@ def run_training(config: Config) -> None:
 def run_prediction(output_dir: str | None, text: str) -> None:
     """The probability after each word, by a finished run."""
     run = common.RunFolder.open(output_dir, NAME)
-    config = Config(**run.read_json("config.json"))
-    vocabulary = reviews.Vocabulary.load(run.path / "vocabulary.json")
-    state = task.make_state(config, len(vocabulary))
-    state = dataclasses.replace(state, params=run.load_params(state.params))
+    config, vocabulary, state = task.load_run(run)
     words = reviews.tokenize(text)
     if not words:
         common.stop("--predict: expected a text with at least one word, got none")
@@ -164,15 +154,11 @@ def main(argv: list[str]) -> None:
     """Train, or predict where --predict is given."""
     if len(argv) > 1:
         common.stop(f"unexpected arguments {argv[1:]}; write --name=value")
-    config = common.from_flags(Config)
+    config = task.from_flags()
     if flags.FLAGS.predict is not None:
         run_prediction(config.output_dir, flags.FLAGS.predict)
-        return
-    if config.fast:
-        given = common.given_flags(Config)
-        small = {"max_length": 120, "epochs": 4, "vocabulary": 5_000, "hidden": 32, "embedding": 32}
-        config = dataclasses.replace(config, **{k: v for k, v in small.items() if k not in given})
-    run_training(config)
+    else:
+        run_training(config)
 
 
 if __name__ == "__main__":
