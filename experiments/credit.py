@@ -177,7 +177,7 @@ def draw_words(words: list[str], norms: dict[str, np.ndarray], path: pathlib.Pat
         places.append((row, column))
         column += len(word) + 1
     figure, axes = common.figure(
-        len(norms), 1, width=7.5, height=0.55 + len(norms) * 0.25 * (row + 2.6)
+        len(norms), 1, width=7.5, height=0.2 + len(norms) * 0.2 * (row + 2.6)
     )
     for ax, (name, values) in zip(np.atleast_1d(axes), norms.items(), strict=True):
         ax.set(xlim=(0, columns), ylim=(row + 1, 0))

@@ -220,7 +220,7 @@ def train(config: Config, run: common.RunFolder, parts: dict[str, Part], words: 
     total = config.epochs * sum(int(b.mask.sum()) for b in batches)
     with (
         common.ctrl_c() as pressed,
-        tqdm(total=total, unit=" words", unit_scale=True, smoothing=0.1, mininterval=0.5) as bar,
+        tqdm(total=total, unit=" steps", unit_scale=True, smoothing=0.1, mininterval=0.5) as bar,
     ):
         for epoch in range(config.epochs):
             if epoch:

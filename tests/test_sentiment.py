@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,54 +13,9 @@ import pytest
 from experiments import review_training as task
 from experiments import sentiment
 from experiments.review_training import Config
+from tests.command_line import ROOT, SMALL, command, run
 
-ROOT = pathlib.Path(__file__).parent.parent
-SMALL = [
-    "--k1=5",
-    "--k2=5",
-    "--max_length=40",
-    "--embedding=8",
-    "--hidden=8",
-    "--batch_size=8",
-    "--learning_rate=0.02",
-    "--dropout=0.1",
-    "--word_dropout=0",
-]
-
-
-def command(*arguments):
-    # -W error: nothing that a user sees may warn.
-    return [sys.executable, "-W", "error", "-m", "experiments.sentiment", *map(str, arguments)]
-
-
-def run(*arguments):
-    return subprocess.run(
-        command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """The aclImdb layout, with texts whose first word tells the label."""
-    root = tmp_path_factory.mktemp("aclImdb")
-    rng = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for label, word in (("pos", "wonderful"), ("neg", "dreadful")):
-            folder = root / part / label
-            folder.mkdir(parents=True)
-            for i in range(40):
-                filler = " ".join(rng.choice(list("abcdef"), rng.integers(2, 18)))
-                (folder / f"{i}_5.txt").write_text(f"{word} {filler}")
-    return root
-
-
-@pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory):
-    """A finished run: its folder and what it printed."""
-    folder = tmp_path_factory.mktemp("run")
-    done = run(*SMALL, "--epochs=6", f"--data_dir={data_dir}", f"--output_dir={folder}")
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+NAME = "sentiment"
 
 
 @pytest.mark.slow
@@ -88,7 +41,7 @@ def test_predict_shows_what_the_carry_remembers(finished):
     folder, _ = finished
     for word, low, high in (("wonderful", 90, 100), ("dreadful", 0, 10)):
         text = f"{word} a b c d e f a zebra b c d e f"
-        done = run(f"--output_dir={folder}", f"--predict={text}")
+        done = run(NAME, f"--output_dir={folder}", f"--predict={text}")
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()[:14]
         assert [line.split()[-1] for line in lines[:8]] == text.split()[:8]
@@ -102,7 +55,7 @@ def test_predict_shows_what_the_carry_remembers(finished):
 def test_the_same_seed_gives_the_same_parameters(data_dir, tmp_path):
     arguments = [*SMALL, "--epochs=1", f"--data_dir={data_dir}"]
     for name in ("a", "b"):
-        assert run(*arguments, f"--output_dir={tmp_path / name}").returncode == 0
+        assert run(NAME, *arguments, f"--output_dir={tmp_path / name}").returncode == 0
     a, b = (np.load(tmp_path / name / "params.npz") for name in ("a", "b"))
     assert set(a) == set(b)
     assert all((a[key] == b[key]).all() for key in a)
@@ -112,7 +65,9 @@ def test_the_same_seed_gives_the_same_parameters(data_dir, tmp_path):
 def test_ctrl_c_ends_cleanly_and_keeps_what_was_learnt(data_dir, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        command(*SMALL, "--epochs=100000", f"--data_dir={data_dir}", f"--output_dir={folder}"),
+        command(
+            NAME, *SMALL, "--epochs=100000", f"--data_dir={data_dir}", f"--output_dir={folder}"
+        ),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -128,7 +83,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_what_was_learnt(data_dir, tmp_path):
     assert "stopped by Ctrl-C; what was learnt until then is kept" in printed
     assert "Traceback" not in errors
     assert json.loads((folder / "result.json").read_text())["interrupted"]
-    assert run(f"--output_dir={folder}", "--predict=wonderful a b").returncode == 0
+    assert run(NAME, f"--output_dir={folder}", "--predict=wonderful a b").returncode == 0
 
 
 @pytest.mark.slow
@@ -145,7 +100,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_what_was_learnt(data_dir, tmp_path):
 def test_wrong_use_is_told_without_a_traceback(arguments, message, tmp_path):
     if "--predict" not in arguments[0]:
         arguments = [*arguments, f"--output_dir={tmp_path}"]
-    done = run(*arguments)
+    done = run(NAME, *arguments)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -153,7 +108,7 @@ def test_wrong_use_is_told_without_a_traceback(arguments, message, tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(finished):
     folder, _ = finished
-    done = run(*SMALL, f"--output_dir={folder}")
+    done = run(NAME, *SMALL, f"--output_dir={folder}")
     assert done.returncode == 1
     assert "already holds a run" in done.stderr
 
