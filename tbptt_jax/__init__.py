@@ -2,12 +2,13 @@
 
 from tbptt_jax.credit import Truncation, credit_matrix
 from tbptt_jax.diagnostics import Bias, CreditByLag, credit_by_lag, gradient_bias
-from tbptt_jax.forward import Window, WindowValue, forward
+from tbptt_jax.evaluation import evaluate, predict
 from tbptt_jax.gradients import window_value_and_grad
 from tbptt_jax.lstm import LSTM
 from tbptt_jax.model import SequenceModel, Stack, functional
-from tbptt_jax.train import TrainState, evaluate, gradient, predict, train_step
+from tbptt_jax.train import TrainState, gradient, train_step
 from tbptt_jax.types import Batch, Metrics, Model
+from tbptt_jax.window import Window, WindowValue, forward
 
 __version__ = "0.1.0"
 

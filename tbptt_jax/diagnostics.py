@@ -12,9 +12,9 @@ import optax
 from tbptt_jax import per_loss
 from tbptt_jax.checks import check_batch
 from tbptt_jax.credit import Truncation
-from tbptt_jax.forward import Window
 from tbptt_jax.train import TrainState, gradient
 from tbptt_jax.types import Batch, Params
+from tbptt_jax.window import Window
 from tbptt_jax.windows import batch_shape, step_weights, stream_carry
 
 

@@ -5,7 +5,8 @@ import functools
 import jax
 
 from tbptt_jax import per_loss
-from tbptt_jax.forward import (
+from tbptt_jax.types import Carry, LossFn, Model, Params
+from tbptt_jax.window import (
     Window,
     WindowValue,
     forward,
@@ -13,7 +14,6 @@ from tbptt_jax.forward import (
     split_rng,
     total_weight,
 )
-from tbptt_jax.types import Carry, LossFn, Model, Params
 
 
 def window_value_and_grad(

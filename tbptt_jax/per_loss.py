@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from tbptt_jax import recurrence
-from tbptt_jax.forward import Window, begin, initial_carry, run, scored_sum, split_rng
 from tbptt_jax.types import Carry, LossFn, Model, Params
+from tbptt_jax.window import Window, begin, initial_carry, run, scored_sum, split_rng
 
 # The floating-point leaves of a pytree: what has a cotangent.
 Floats = list[jax.Array]

@@ -1,20 +1,17 @@
-"""Training: the state, the windows of a batch with an update in each, evaluation."""
+"""Training: the state, and the windows of a batch with an update in each."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from tbptt_jax import windows
-from tbptt_jax.checks import check_batch, check_plan, check_stream
+from tbptt_jax.checks import check_batch, check_plan
 from tbptt_jax.credit import Truncation
-from tbptt_jax.forward import Window, forward, step_losses
 from tbptt_jax.model import Parts, SequenceModel, split
 from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
 from tbptt_jax.windows import Lookback, Memory
@@ -250,80 +247,3 @@ def _continue(state: TrainState, batch: Batch, truncation: Truncation) -> tuple[
     if not windows.fits(lookback, truncation):
         lookback = windows.empty_lookback(truncation, carry, batch)
     return Memory(carry, lookback), batch
-
-
-def predict(state: TrainState, batch: Batch) -> Any:
-    """The outputs at every step of a batch, from the initial carry, without dropout.
-
-    Args:
-      state: not changed; its carry is not used.
-      batch: [B, T, ...]; its targets and weights are not looked at.
-
-    Returns:
-      The readout's outputs, [B, T, ...].
-
-    Raises:
-      TypeError, ValueError: as `train_step`.
-    """
-    check_batch(batch)
-    return _predict(state.functions, state.params, None, batch)[0]
-
-
-def evaluate(
-    state: TrainState,
-    batches: Batch | Iterable[Batch],
-    metrics: Mapping[str, LossFn] | None = None,
-) -> dict[str, float]:
-    """Weighted mean of the loss over batches, without dropout.
-
-    Args:
-      state: not changed; its carry is not used.
-      batches: whole sequences (reset=None), each batch from the initial carry; or, with reset
-        arrays, streams, which go on from one batch to the next and begin with the initial carry.
-      metrics: further functions `(outputs, targets) -> [B, T]` by name, averaged as the loss is.
-        Give the same functions at each call: new ones are compiled anew.
-
-    Returns:
-      The mean of "loss" and of each metric, and "weight", the sum of the weights.
-
-    Raises:
-      TypeError, ValueError: as `train_step`; ValueError also when nothing has a weight.
-    """
-    functions = {"loss": state.loss, **(metrics or {})}
-    carry = None
-    sums = np.zeros(len(functions) + 1)
-    for batch in [batches] if isinstance(batches, Batch) else batches:
-        check_batch(batch)
-        if batch.reset is None:
-            carry = None
-        elif carry is not None:
-            check_stream(carry, windows.batch_shape(batch)[0])
-        carry, part = _evaluate(
-            state.functions, tuple(functions.values()), state.params, carry, batch
-        )
-        sums += np.asarray(part)
-    weight = float(sums[-1])
-    if not weight > 0:
-        raise ValueError(
-            "evaluate: batches must have at least one step with a loss, got a total weight of "
-            f"{weight}; see Batch.mask and Batch.weights, and whether the iterator is spent"
-        )
-    means = {name: float(s) / weight for name, s in zip(functions, sums[:-1], strict=True)}
-    return {**means, "weight": weight}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _predict(functions, params, carry, batch):
-    window = Window(batch.inputs, batch.targets, mask=batch.mask, reset=batch.reset)
-    carry, ys, _ = forward(functions, params, carry, window)
-    return functions.readout(params, ys, None), carry
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluate(functions, metrics, params, carry, batch):
-    outputs, carry = _predict(functions, params, carry, batch)
-    rows, length = windows.batch_shape(batch)
-    weights = windows.step_weights(batch, 0, length)
-    total = rows * length if weights is None else jnp.sum(weights)
-    sums = [jnp.sum(step_losses(metric, outputs, batch.targets, weights)) for metric in metrics]
-    return carry, jnp.stack([*sums, jnp.asarray(total, sums[0].dtype)])

@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from tbptt_jax.checks import check_stream
-from tbptt_jax.credit import Truncation, intervals
-from tbptt_jax.forward import Window, WindowValue, encode, forward, initial_carry, total_weight
+from tbptt_jax.credit import Truncation
 from tbptt_jax.gradients import window_value_and_grad
+from tbptt_jax.layout import kept_carries, layout
 from tbptt_jax.recurrence import step_shape
 from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
+from tbptt_jax.window import Window, WindowValue, encode, forward, initial_carry, total_weight
 
 
 class Lookback(NamedTuple):
@@ -54,7 +54,7 @@ def empty_lookback(truncation: Truncation, carry: Carry, batch: Batch) -> Lookba
         return jnp.zeros((rows, back, *x.shape[2:]), dtype)
 
     return Lookback(
-        carries=_repeat(carry, _kept(truncation)),
+        carries=_repeat(carry, kept_carries(truncation)),
         inputs=jax.tree.map(nothing, batch.inputs),
         mask=nothing(batch.reset),
         reset=nothing(batch.reset),
@@ -66,12 +66,7 @@ def fits(lookback: Lookback | None, truncation: Truncation) -> bool:
     if lookback is None:
         return False
     kept = jax.tree.leaves(lookback.carries)[0].shape[0], lookback.mask.shape[1]
-    return kept == (_kept(truncation), truncation.k2 - 1)
-
-
-def _kept(truncation: Truncation) -> int:
-    """How many carries a window keeps for the next one to start from."""
-    return 1 if truncation.anchor == "loss" else min(truncation.k1, truncation.k2)
+    return kept == (kept_carries(truncation), truncation.k2 - 1)
 
 
 def batch_shape(batch: Batch) -> tuple[int, int]:
@@ -106,54 +101,6 @@ def stream_carry(
         batch = batch._replace(reset=jnp.asarray(batch.reset).at[:, 0].set(True))
     check_stream(carry, batch_shape(batch)[0])
     return carry, batch
-
-
-class Layout(NamedTuple):
-    """Where the windows of a batch lie.
-
-    Attributes:
-      table: int32 [windows, 4]; of each window: the position where its interval ends, the position
-        where it starts, which kept carry it starts from, and after how many of its steps the
-        carries begin that it keeps for the next.
-      sizes, spans: of each window: the steps of its interval, and all its steps. All full
-        intervals are alike; only the last may be short.
-      kept: how many carries a window keeps.
-      replays: whether windows start before their intervals.
-    """
-
-    table: np.ndarray
-    sizes: np.ndarray
-    spans: np.ndarray
-    kept: int
-    replays: bool
-
-
-def layout(truncation: Truncation, length: int, stream: bool) -> Layout:
-    """The windows of `length` steps; those of a stream may start before its first, at position 0.
-
-    A window of an independent sequence that would start there starts at position 0 and is as long
-    all the same: what it runs beyond its end is not scored.
-    """
-    clock = intervals(truncation, length)
-    ends = np.array([i.end for i in clock])
-    sizes = ends - [i.start for i in clock]
-    per_loss = truncation.anchor == "loss"
-    spans = sizes + truncation.k2 - 1 if per_loss else np.full_like(sizes, truncation.k2)
-    starts = ends - spans
-    if not stream:
-        spans, starts = np.minimum(spans, length), np.maximum(ends - np.minimum(spans, length), 0)
-    if per_loss:
-        # The next window starts where the interval's steps are done, counted from the start.
-        picks, leaves = np.zeros_like(ends), np.append(np.diff(starts), sizes[-1]) - 1
-    else:
-        # How far a start lies behind the one before depends on an interval that may be short.
-        picks = np.diff(starts, prepend=-truncation.k2 if stream else 0) - 1
-        leaves = np.zeros_like(ends)
-    # Where an index is below 0 the window begins a sequence, and no kept carry is looked at.
-    table = np.stack([ends, starts, np.maximum(picks, 0), np.maximum(leaves, 0)], axis=1)
-    replays = bool((sizes < spans).any())
-    kept = min(_kept(truncation), spans[0]) if stream or replays else 0
-    return Layout(table.astype(np.int32), sizes, spans, int(kept), replays)
 
 
 def scan_windows(

@@ -1,13 +1,28 @@
-"""Padding and buckets: every step exactly once, in order, with its label and its losses."""
+"""From sequences to batches: every step once, in order, with its target and its losses."""
 
 import itertools
+import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbptt_jax.data import bucketed_batches, pad
+import tbptt_jax as tbptt
+from tbptt_jax import Batch, Truncation
+from tbptt_jax.checks import check_batch
+from tbptt_jax.data import (
+    batchify,
+    bucketed_batches,
+    lanes,
+    mark_losses,
+    naive_split,
+    pad,
+    sentence_windows,
+    whole_sequences,
+)
+from tests.networks import CLASSES, FEATURES, make_state
 
 
 @given(
@@ -115,5 +130,289 @@ def test_pad_at_the_start_or_the_end():
     ],
 )
 def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# Preparing sequences for TBPTT: the usual shapes, in the usual order.
+
+
+def first_step_only(rows, length):
+    reset = np.zeros((rows, length), bool)
+    reset[:, 0] = True
+    return reset
+
+
+def test_as_is():
+    series = np.arange(100 * 25.0).reshape(100, 25, 1)
+    batch = whole_sequences(series, 2 * series)
+    assert batch.inputs.shape == (100, 25, 1)
+    np.testing.assert_array_equal(batch.inputs, series)
+    np.testing.assert_array_equal(batch.targets, 2 * series)
+    assert batch.mask is batch.reset is batch.weights is None
+
+
+def test_naive_split():
+    series = np.arange(100 * 50_000).reshape(100, 50_000, 1)
+    split = naive_split(Batch(series, series), steps=500)
+    assert split.inputs.shape == (10_000, 500, 1)
+    np.testing.assert_array_equal(split.inputs.ravel(), series.ravel())
+    np.testing.assert_array_equal(np.flatnonzero(split.reset), np.arange(0, series.size, 50_000))
+    pieces = lanes(Batch(series, series), steps=500)
+    assert [piece.inputs.shape for piece in pieces] == [(100, 500, 1)] * 100
+    np.testing.assert_array_equal(np.concatenate([p.inputs for p in pieces], axis=1), series)
+    np.testing.assert_array_equal(pieces[0].reset, first_step_only(100, 500))
+    assert not any(piece.reset.any() for piece in pieces[1:])
+    # Nothing is padded, and no mask costs nothing.
+    assert split.mask is pieces[0].mask is None
+
+
+def test_one_step():
+    series = np.arange(100 * 50).reshape(100, 50, 1)
+    split = naive_split(Batch(series, series), steps=1)
+    assert split.inputs.shape == (5_000, 1, 1)
+    np.testing.assert_array_equal(split.inputs.ravel(), series.ravel())
+    np.testing.assert_array_equal(np.flatnonzero(split.reset), np.arange(0, 5_000, 50))
+    pieces = lanes(Batch(series, series), steps=1)
+    assert [piece.inputs.shape for piece in pieces] == [(100, 1, 1)] * 50
+    assert [piece.reset.all() for piece in pieces] == [True] + 49 * [False]
+    assert not pieces[1].reset.any()
+
+
+def test_a_length_that_does_not_divide_is_padded_and_masked():
+    series = np.arange(2 * 7).reshape(2, 7) + 1
+    batch = Batch(series, -series, weights=np.full((2, 7), 0.5, np.float32))
+    split = naive_split(batch, steps=3)
+    np.testing.assert_array_equal(split.inputs[2:4], [[7, 0, 0], [8, 9, 10]])
+    np.testing.assert_array_equal(split.mask[2:4], [[True, False, False], [True] * 3])
+    np.testing.assert_array_equal(split.weights[2:4], [[0.5, 0, 0], [0.5] * 3])
+    last = lanes(batch, steps=3)[-1]
+    np.testing.assert_array_equal(last.targets, [[-7, 0, 0], [-14, 0, 0]])
+    np.testing.assert_array_equal(last.mask, [[True, False, False]] * 2)
+    # With the padding before the sequences, the last piece is full.
+    last = lanes(whole_sequences(series, -series, multiple=3), steps=3)[-1]
+    np.testing.assert_array_equal(last.inputs, series[:, 4:])
+
+
+# Every step once, with its target, in the order of the carry.
+
+
+def unique_sequences(lengths):
+    """Sequences whose steps are all different, and targets that tell the step, too."""
+    starts = np.cumsum([0, *lengths])
+    inputs = [np.arange(a, b) + 1 for a, b in itertools.pairwise(starts)]
+    return inputs, [-x for x in inputs]
+
+
+def pairs(inputs, targets):
+    return list(zip(inputs.tolist(), targets.tolist(), strict=True))
+
+
+def one_by_one(batch):
+    """The rows of a batch, in order, as batches of one row."""
+
+    def row(i):
+        return jax.tree.map(lambda x: x[i : i + 1], batch)
+
+    return [row(i) for i in range(len(batch.inputs))]
+
+
+def follow(batches):
+    """For each row, from batch to batch, the (input, target) that exist, from reset to reset."""
+    rows = [[[]] for _ in batches[0].inputs]
+    for batch in batches:
+        check_batch(batch)
+        shape = batch.inputs.shape
+        reset = first_step_only(*shape) if batch.reset is None else batch.reset
+        mask = np.ones(shape, bool) if batch.mask is None else batch.mask
+        fields = batch.inputs.tolist(), batch.targets.tolist(), mask, reset
+        for row, *steps in zip(rows, *fields, strict=True):
+            for x, y, exists, begins in zip(*steps, strict=True):
+                if begins:
+                    row.append([])
+                if exists:
+                    row[-1].append((x, y))
+    return [[sequence for sequence in row if sequence] for row in rows]
+
+
+ragged = st.lists(st.integers(1, 17), min_size=1, max_size=6)
+aligns = st.sampled_from(["start", "end"])
+
+
+@given(lengths=ragged, multiple=st.integers(1, 5), steps=st.integers(1, 19), align=aligns)
+@settings(max_examples=60, deadline=None)
+def test_pieces_hold_every_step_of_ragged_sequences(lengths, multiple, steps, align):
+    inputs, targets = unique_sequences(lengths)
+    sequences = [pairs(x, y) for x, y in zip(inputs, targets, strict=True)]
+    batch = whole_sequences(inputs, targets, multiple=multiple, align=align)
+    length = -(-max(lengths) // multiple) * multiple
+    assert batch.inputs.shape == (len(lengths), length)
+    pieces = lanes(batch, steps=steps)
+    assert len(pieces) == -(-length // steps)
+    split = naive_split(batch, steps=steps)
+    assert split.inputs.shape == (len(lengths) * len(pieces), steps)
+    assert follow([batch]) == follow(pieces) == [[s] for s in sequences]
+    assert follow(one_by_one(split)) == [sequences]
+
+
+@given(
+    length=st.integers(2, 60),
+    batch_size=st.integers(1, 7),
+    steps=st.integers(1, 9),
+    with_targets=st.booleans(),
+    begins=st.none() | st.sets(st.integers(0, 59)),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_stream_runs_through_its_lanes(length, batch_size, steps, with_targets, begins):
+    stream = np.arange(length)
+    used = length if with_targets else length - 1
+    targets = stream * 10 if with_targets else None
+    batch_size = min(batch_size, used)
+    reset = None if begins is None else np.isin(stream, list(begins))
+    batches = batchify(stream, targets, batch_size=batch_size, steps=steps, reset=reset)
+    assert [b.inputs.shape for b in batches] == [(batch_size, steps)] * len(batches)
+    assert len(batches) == math.ceil(math.ceil(used / batch_size) / steps)
+    rows = follow(batches)
+    sizes = [sum(map(len, row)) for row in rows]
+    assert max(sizes) - min(sizes) <= 1
+    parts = list(itertools.chain(*rows))
+    expected = stream * 10 if with_targets else stream + 1
+    assert list(itertools.chain(*parts)) == pairs(stream[:used], expected[:used])
+    # The carry begins anew where a lane does and where a document does, and nowhere else.
+    lane_starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    documents = [i for i in begins or () if i < used]
+    assert [part[0][0] for part in parts] == sorted({*lane_starts, *documents})
+
+
+@given(
+    texts=st.lists(st.lists(st.booleans(), min_size=1, max_size=17), min_size=1, max_size=5),
+    steps=st.integers(1, 6),
+    align=aligns,
+)
+@settings(max_examples=80, deadline=None)
+def test_sentences_have_windows_of_their_own(texts, steps, align):
+    inputs, targets = unique_sequences([len(text) for text in texts])
+    batch = sentence_windows(inputs, targets, texts, steps=steps, align=align)
+    assert follow([batch]) == [[pairs(x, y)] for x, y in zip(inputs, targets, strict=True)]
+    layouts = []
+    for text, tokens in zip(texts, inputs, strict=True):
+        layouts.append([])
+        sentence = []
+        for end, token in zip([*text[:-1], True], tokens.tolist(), strict=True):
+            sentence.append(token)
+            if end:
+                padding = [0] * (-len(sentence) % steps)
+                layouts[-1] += sentence + padding if align == "start" else padding + sentence
+                sentence = []
+    longest = max(map(len, layouts))
+    np.testing.assert_array_equal(batch.inputs, [x + [0] * (longest - len(x)) for x in layouts])
+
+
+def test_the_carry_runs_through_the_pieces():
+    """As `train_step` and `evaluate` run them, pieces are what the whole sequences are."""
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(n, FEATURES)) for n in (8, 5)]
+    targets = [rng.integers(0, CLASSES, n) for n in (8, 5)]
+    whole = mark_losses(whole_sequences(inputs, targets, multiple=3), every=3)
+    state = make_state()
+    expected = tbptt.evaluate(state, whole)
+    assert expected["weight"] == 5
+    for pieces in (lanes(whole, steps=3), one_by_one(naive_split(whole, steps=3))):
+        assert tbptt.evaluate(state, pieces) == pytest.approx(expected, rel=1e-12)
+
+    trained = tbptt.train_step(make_state(), whole, Truncation(3, 3))[0]
+    for piece in lanes(whole, steps=3):
+        state, _ = tbptt.train_step(state, piece, Truncation(3, 3))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), state.params, trained.params
+    )
+
+
+def test_labels_are_repeated_and_losses_marked():
+    sequences = [np.arange(6), np.arange(2)]
+    batch = whole_sequences(sequences, [3, 4], align="start")
+    np.testing.assert_array_equal(batch.targets, [[3] * 6, [4, 4, 0, 0, 0, 0]])
+    end = mark_losses(batch)
+    np.testing.assert_array_equal(end.weights, [[0, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0]])
+    fourth = mark_losses(batch, every=4)
+    np.testing.assert_array_equal(fourth.weights, [[0, 0, 0, 1, 0, 1], [0, 1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(mark_losses(batch, every=1).weights, batch.mask)
+    assert end.weights.dtype == np.float32
+    # Counted from the first column, also where that is padding; and a row without steps has none.
+    batch = whole_sequences(sequences, [3, 4])
+    empty = batch._replace(mask=batch.mask & [[True], [False]])
+    np.testing.assert_array_equal(
+        mark_losses(empty, every=5).weights, [[0, 0, 0, 0, 1, 1], [0] * 6]
+    )
+    np.testing.assert_array_equal(
+        mark_losses(batch._replace(mask=None), every=5).weights, [[0, 0, 0, 0, 1, 1]] * 2
+    )
+
+
+def test_a_split_takes_pytrees_and_keeps_a_given_reset():
+    series = np.arange(2 * 4).reshape(2, 4)
+    reset = np.array([[True, False, True, False], [True, False, False, True]])
+    batch = Batch({"x": series, "z": series[..., None]}, series, reset=reset)
+    first, second = lanes(batch, steps=2)
+    np.testing.assert_array_equal(second.inputs["z"], series[:, 2:, None])
+    np.testing.assert_array_equal(first.reset, reset[:, :2])
+    np.testing.assert_array_equal(second.reset, reset[:, 2:])
+    np.testing.assert_array_equal(naive_split(batch, steps=2).reset, reset.reshape(4, 2))
+    # A stream goes on in lanes, but row by row it would go on with another row's carry.
+    stream = batch._replace(reset=reset & [[True], [False]])
+    assert not lanes(stream, steps=2)[0].reset[1, 0]
+    with pytest.raises(ValueError, match="reset True at the first step .* False in row 1"):
+        naive_split(stream, steps=2)
+
+
+BATCH = Batch(np.zeros((2, 4)), np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: whole_sequences([], []), "targets must be one for each of at least one .* got 0"),
+        (lambda: whole_sequences([np.arange(2)], [1, 2]), "got 2 for 1 inputs"),
+        (
+            lambda: whole_sequences(np.arange(2), [1, 2]),
+            r"sequences \[steps, ...\].*\[\] in number",
+        ),
+        (lambda: whole_sequences([[1, 2], []], [1, 2]), r"at least one step, got shape \[0\]"),
+        (lambda: whole_sequences([[1, 2]], [[1, 2, 3]]), r"2 in number 0.*shape \[3\]"),
+        (lambda: whole_sequences([[1]], [1], multiple=0), "multiple must be at least 1, got 0"),
+        (
+            lambda: sentence_windows([[1, 2]], [[1, 2]], [[True]], steps=2),
+            r"ends must hold .* shapes \[\[1\]\] for steps \[2\]",
+        ),
+        (
+            lambda: sentence_windows([[1]], [[1]], [[True]], steps=0),
+            "sentence_windows: steps must be at least 1, got 0",
+        ),
+        (lambda: mark_losses(BATCH, every=0), "every must be at least 1, got 0"),
+        (lambda: lanes(BATCH, steps=0), "lanes: steps must be at least 1, got 0"),
+        (lambda: naive_split(BATCH, steps=0), "naive_split: steps must be at least 1, got 0"),
+        (
+            lambda: lanes(Batch(np.zeros((2, 4)), np.zeros(2)), steps=2),
+            r"lanes: targets must be an array .* got shape \[2\] .* B=2, T=4",
+        ),
+        (
+            lambda: lanes(BATCH._replace(mask=np.ones((2, 3), bool)), steps=2),
+            r"lanes: mask must be .* got shape \[2, 3\]",
+        ),
+        (lambda: lanes(Batch(np.zeros(3), np.zeros(3)), steps=2), r"inputs must .* shape \[3\]"),
+        (lambda: batchify(np.arange(9), batch_size=0, steps=2), "batch_size must be at least 1"),
+        (lambda: batchify(np.arange(9), batch_size=2, steps=0), "steps must be at least 1"),
+        (
+            lambda: batchify(np.arange(9), np.arange(8), batch_size=2, steps=2),
+            "targets must have as many steps as inputs, 9, got 8",
+        ),
+        (
+            lambda: batchify(np.arange(9), batch_size=2, steps=2, reset=np.zeros(8, bool)),
+            "reset must have as many steps as inputs, 9, got 8",
+        ),
+        (lambda: batchify(np.arange(3), batch_size=3, steps=2), "batch_size=3 lanes a step, got 2"),
+    ],
+)
+def test_bad_sequences_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,0 +1,66 @@
+"""Memory of a training step against the length of the sequence, as the compiler counts it.
+
+python -m benchmarks.memory
+
+An LSTM with 128 units, batch 8, a loss at every step. `temporary` is what a compiled `train_step`
+needs beyond its arguments and results; nothing is run.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app
+
+import tbptt_jax as tbptt
+from benchmarks.per_loss import HIDDEN, make_state
+from experiments import common
+from tbptt_jax import train
+
+ROWS = 8
+# Of windows of 100 steps, and of one window over the whole sequence.
+SHORT = {
+    "k1 = k2 = 100": tbptt.Truncation(100, 100),
+    "k1 = 100, k2 = 300": tbptt.Truncation(100, 300),
+    'k1 = k2 = 100, anchor="loss"': tbptt.Truncation(100, 100, "loss"),
+}
+
+
+def whole(length: int) -> dict[str, tbptt.Truncation]:
+    """Plans with one update for the whole sequence."""
+    return {
+        "full BPTT": tbptt.Truncation(length, length),
+        "k1 = T, k2 = 100": tbptt.Truncation(length, 100),
+        'k1 = T, k2 = 100, anchor="loss"': tbptt.Truncation(length, 100, "loss"),
+        "the same, block = 100": tbptt.Truncation(length, 100, "loss", block=100),
+    }
+
+
+def temporary(plan: tbptt.Truncation, length: int) -> int:
+    """Temporary bytes of a step."""
+    batch = tbptt.Batch(
+        jax.ShapeDtypeStruct((ROWS, length, HIDDEN), jnp.float32),
+        jax.ShapeDtypeStruct((ROWS, length), jnp.int32),
+    )
+    lowered = train._train_step.lower(make_state(), None, batch, plan)
+    analysis: Any = lowered.compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+
+def main(argv: list[str]) -> None:
+    """Print the table."""
+    del argv
+    lengths = (1_000, 10_000, 100_000)
+    plans = {name: [plan] * len(lengths) for name, plan in SHORT.items()}
+    for name in whole(1):
+        plans[name] = [whole(length)[name] for length in lengths]
+    rows = [
+        [name, *(f"{temporary(p, n) / 2**20:,.1f}" for p, n in zip(row, lengths, strict=True))]
+        for name, row in common.progress(plans.items(), "plans")
+    ]
+    print(" ".join(f"{name} {version}," for name, version in common.versions().items()))
+    print(common.table(["temporary MiB", *(f"T = {n:,}" for n in lengths)], rows))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,225 @@
+"""How many steps a piece or a gradient shall have: what the data suggest, and what divides.
+
+Suggestions to start from, not answers: what a network needs to look back is known after training
+it (`gradient_bias`, `credit_by_lag`).
+"""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+# A chance hit at one lag after the true order is common, at two in a row it is not; and a zero
+# coefficient in between should not end the search.
+GAP = 2
+# A later peak has to be that much higher than an earlier one not to count as its repetition.
+REPETITION = 0.9
+MAX_LAG = 400
+
+
+class Suggestion(NamedTuple):
+    """A number of steps and what it was read from; lags 0..L stand at indices 0..L.
+
+    Attributes:
+      steps: the suggested number of steps, for k1, k2 or the length of pieces.
+      acf: float [L + 1], autocorrelation.
+      pacf: float [L + 1], partial autocorrelation.
+      acf_band, pacf_band: float [L + 1], half-widths of the confidence band around zero:
+        `abs(acf) > acf_band` tells the significant lags. Bartlett's formula for the ACF, one over
+        the root of the number of steps for the PACF; 0 at lag 0.
+      why: one sentence that says how the steps follow.
+    """
+
+    steps: int
+    acf: np.ndarray
+    pacf: np.ndarray
+    acf_band: np.ndarray
+    pacf_band: np.ndarray
+    why: str
+
+
+class Candidate(NamedTuple):
+    """A length of pieces: its steps, the pieces of a sequence, and padded steps of the last one."""
+
+    steps: int
+    pieces: int
+    padded: int
+
+
+def suggest_steps(
+    series: Any,
+    *,
+    rule: Literal["order", "period"] = "order",
+    max_lag: int | None = None,
+    alpha: float = 0.05,
+) -> Suggestion:
+    """Read a number of steps off the ACF and PACF of a series; needs statsmodels.
+
+    The rules:
+
+    - "order": the lag of the PACF before the first two insignificant ones in a row, as many as an
+      autoregression needs; 1 if there is none.
+    - "period": the lag of the dominant peak of the ACF. Looked at are the lags from the first at
+      which the ACF is not significantly positive. There, each stretch where it is has a peak, its
+      maximum; the peak is the first one at least 0.9 times as high as the highest. As it is the
+      highest of many, it has to be significant at alpha / max_lag.
+
+    A trend makes every lag significant: subtract it, or take differences, beforehand.
+
+    Args:
+      series: numbers [T]. Several channels or sequences: ask for each.
+      rule: which of the two.
+      max_lag: the largest lag L looked at, at most T // 2. None: a quarter of T, at most 400.
+      alpha: share of the lags of white noise that are called significant.
+
+    Returns:
+      The suggestion. The time it takes grows with T squared: of a very long series give a part.
+
+    Raises:
+      ModuleNotFoundError: statsmodels is not installed.
+      ValueError: series is not [T] finite numbers that vary, an argument is out of range, or rule
+        is "period" and there is no such peak.
+
+    Example:
+      >>> noise = np.random.default_rng(0).normal(size=600)
+      >>> series = np.sin(2 * np.pi * np.arange(600) / 24) + 0.5 * noise
+      >>> suggest_steps(series, rule="period").steps
+      24
+    """
+    try:
+        from statsmodels.tsa import stattools
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "suggest_steps: statsmodels is needed for the ACF and PACF and is not installed; run "
+            "pip install statsmodels"
+        ) from error
+    series = np.asarray(series, float)
+    if series.ndim != 1 or not np.isfinite(series).all() or len(np.unique(series)) < 2:
+        raise ValueError(
+            "suggest_steps: series must be [T], finite numbers that are not all equal, got shape "
+            f"{list(series.shape)}; fill gaps, and give one channel of one sequence at a time"
+        )
+    if rule not in ("order", "period"):
+        raise ValueError(f'suggest_steps: rule must be "order" or "period", got {rule!r}')
+    if not 0 < alpha < 1:
+        raise ValueError(f"suggest_steps: alpha must be between 0 and 1, got {alpha}")
+    last = min(len(series) // 4, MAX_LAG) if max_lag is None else max_lag
+    if not 1 <= last <= len(series) // 2:
+        raise ValueError(
+            f"suggest_steps: max_lag must be 1 to T // 2 = {len(series) // 2}, got {last}; give it "
+            "or a longer series"
+        )
+    # With qstat, which is not used, the ACF comes in one form in all releases.
+    acf, around, *_ = stattools.acf(series, nlags=last, alpha=alpha, qstat=True)
+    acf_band = around[:, 1] - acf
+    # Biased Levinson-Durbin is bounded by 1 for every series, also one that repeats exactly.
+    pacf, around = stattools.pacf(series, nlags=last, alpha=alpha, method="ldb")
+    pacf_band = around[:, 1] - pacf
+    if rule == "order":
+        steps, why = _order(np.abs(pacf) > pacf_band)
+    else:
+        normal = NormalDist()
+        wider = normal.inv_cdf(1 - alpha / last / 2) / normal.inv_cdf(1 - alpha / 2)
+        steps, why = _period(acf, acf_band, wider * acf_band)
+    return Suggestion(steps, acf, pacf, acf_band, pacf_band, why)
+
+
+def _order(significant: np.ndarray) -> tuple[int, str]:
+    """The lag before the first gap of the PACF; `significant` is bool [L + 1]."""
+    last = len(significant) - 1
+    gaps = [k for k in range(1, last + 1) if not significant[k : k + GAP].any()]
+    steps = gaps[0] - 1 if gaps else last
+    if not gaps:
+        why = f"significant up to the last lag looked at, {last}; look at more or subtract a trend"
+    elif steps:
+        why = f"significant at lag {steps} and not just after it"
+    else:
+        later = int(significant[1:].sum())
+        why = f"not significant at the first lags, at {later} later ones up to {last} it is"
+        steps = 1
+    return steps, f"{steps} step{'s' if steps > 1 else ''}: the PACF is {why}"
+
+
+def _period(acf: np.ndarray, band: np.ndarray, wider: np.ndarray) -> tuple[int, str]:
+    """The dominant peak of the ACF; it lies above `wider`."""
+    above = acf > band
+    above[: np.argmin(above)] = False  # the slope that comes down from lag 0
+    edges = np.flatnonzero(np.diff(above.astype(int), prepend=0, append=0))
+    peaks = [start + int(acf[start:end].argmax()) for start, end in edges.reshape(-1, 2)]
+    # At the last lag the ACF may still rise.
+    peaks = [k for k in peaks if acf[k] > wider[k] and k < len(acf) - 1]
+    if above.all() or not peaks:
+        raise ValueError(
+            f'suggest_steps: series must have a period for rule="period", found no peak of the ACF '
+            f"up to lag {len(acf) - 1}; give a larger max_lag, subtract a trend, or take "
+            'rule="order"'
+        )
+    highest = max(peaks, key=lambda k: acf[k])
+    steps = next(k for k in peaks if acf[k] >= REPETITION * acf[highest])
+    return steps, (
+        f"{steps} steps: the dominant peak of the ACF is at lag {steps}, {acf[steps]:.2f} high; the "
+        f"band there ends at {band[steps]:.2f}"
+    )
+
+
+def sentence_steps(ends: Sequence[Any]) -> int:
+    """The average length of sentences, rounded up.
+
+    Args:
+      ends: N arrays, bool [steps]: True at the last token of a sentence, as for
+        `data.sentence_windows`. What follows the last of them is a sentence too.
+
+    Returns:
+      The number of steps.
+
+    Raises:
+      ValueError: there is no text, or an empty one.
+
+    Example:
+      >>> sentence_steps([np.array([False, True, False, False, True]), np.array([True])])
+      2
+    """
+    marks = [np.asarray(e, bool) for e in ends]
+    if not marks or any(m.ndim != 1 or len(m) == 0 for m in marks):
+        raise ValueError(
+            "sentence_steps: ends must hold a bool [steps] of at least one step for each of at "
+            f"least one text, got shapes {[list(m.shape) for m in marks][:5]}; a single text is "
+            "given as [ends]"
+        )
+    sentences = sum(int(m[:-1].sum()) + 1 for m in marks)
+    return -(-sum(len(m) for m in marks) // sentences)
+
+
+def candidate_steps(
+    length: int, *, minimum: int = 1, maximum: int | None = None, count: int | None = None
+) -> list[Candidate]:
+    """Lengths of pieces to try for sequences of `length` steps.
+
+    Args:
+      length: T, steps of a sequence.
+      minimum, maximum: bounds of the lengths, both included; None: `length`.
+      count: how many at most; None: all of them.
+
+    Returns:
+      First the factors of T, in ascending order, which need no padding; then the others, those
+      with the least padding first, shorter ones before longer ones.
+
+    Raises:
+      ValueError: length, minimum or count is below 1, or maximum is not minimum to `length`.
+
+    Example:
+      >>> candidate_steps(50, minimum=5, maximum=20, count=4)
+      [Candidate(steps=5, pieces=10, padded=0), Candidate(steps=10, pieces=5, padded=0),
+       Candidate(steps=17, pieces=3, padded=1), Candidate(steps=13, pieces=4, padded=2)]
+    """
+    for name, size in (("length", length), ("minimum", minimum), ("count", count)):
+        if size is not None and size < 1:
+            raise ValueError(f"candidate_steps: {name} must be at least 1, got {size}")
+    maximum = length if maximum is None else maximum
+    if not minimum <= maximum <= length:
+        raise ValueError(
+            f"candidate_steps: maximum must be minimum={minimum} to length={length}, got {maximum}"
+        )
+    found = [Candidate(n, -(-length // n), -length % n) for n in range(minimum, maximum + 1)]
+    return sorted(found, key=lambda c: (c.padded, c.steps))[:count]
