@@ -16,14 +16,15 @@ pytrees of them, whole sequences side by side; `Batch(inputs, targets)` makes on
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 
 from tbptt_jax.types import Batch
 
-Align = Literal["start", "end"]
+Align: TypeAlias = Literal["start", "end"]
+Sequences: TypeAlias = Sequence[Any] | np.ndarray
 
 
 def pad(
@@ -133,15 +134,15 @@ def bucketed_batches(
 
 
 def whole_sequences(
-    inputs: Sequence[Any], targets: Sequence[Any], *, multiple: int = 1, align: Align = "end"
+    inputs: Sequences, targets: Sequences, *, multiple: int = 1, align: Align = "end"
 ) -> Batch:
     """One batch of all sequences as they are, padded to the longest.
 
     Args:
-      inputs: N arrays [steps, ...] of one dtype, or an array [N, T, ...]. Values without features
-        are given an axis for them with `x[..., None]`; tokens need none.
-      targets: N arrays [steps, ...] of one dtype; or N numbers, labels of whole sequences, which
-        are repeated at every step.
+      inputs: N arrays [steps, ...], or an array [N, T, ...]. Values without features are given an
+        axis for them with `x[..., None]`; tokens need none.
+      targets: N arrays [steps, ...]; or N numbers, labels of whole sequences, which are repeated
+        at every step.
       multiple: T, the padded length, is a multiple of this. The steps of a later split, so that
         it has nothing to pad.
       align: "end" puts the padding first, so that all sequences end at the last step; "start"
@@ -151,8 +152,8 @@ def whole_sequences(
       The batch, [N, T, ...]; mask is None if nothing is padded, reset and weights are None.
 
     Raises:
-      ValueError: there is no sequence, one is empty, targets differ from inputs in number or
-        length, or multiple is below 1.
+      ValueError: there is no sequence, one is empty, features differ in shape, targets differ from
+        inputs in number or length, or multiple is below 1.
 
     Example:
       >>> whole_sequences([np.array([1, 2, 3]), np.array([4])], [7, 8])
@@ -167,9 +168,9 @@ def whole_sequences(
 
 
 def sentence_windows(
-    inputs: Sequence[Any],
-    targets: Sequence[Any],
-    ends: Sequence[Any],
+    inputs: Sequences,
+    targets: Sequences,
+    ends: Sequences,
     *,
     steps: int,
     align: Align = "end",
@@ -262,7 +263,8 @@ def lanes(batch: Batch, *, steps: int) -> list[Batch]:
     """Cut the rows of a batch into pieces: batch i holds piece i of every sequence.
 
     This is what `train_step` takes: each sequence keeps its row, and the carry of a row runs from
-    a batch to the next. Feed all of them, in order, before other sequences begin.
+    a batch to the next. Feed all of them, in order, before other sequences begin. With k1 = steps
+    they train as the batch in one does, padded to whole pieces.
 
     Args:
       batch: N sequences of T steps.
@@ -358,9 +360,12 @@ def batchify(
 
     Example:
       >>> first, last = batchify(np.arange(11), batch_size=2, steps=3)
-      >>> first.inputs, last.inputs, last.targets
-      (array([[0, 1, 2], [5, 6, 7]]), array([[3, 4, 0], [8, 9, 0]]),
-       array([[4, 5, 0], [9, 10, 0]]))
+      >>> first.inputs
+      array([[0, 1, 2],
+             [5, 6, 7]])
+      >>> last.inputs
+      array([[3, 4, 0],
+             [8, 9, 0]])
     """
     _check_size("batchify", "batch_size", batch_size)
     stream = np.asarray(inputs)
@@ -407,7 +412,7 @@ def _divisible(caller: str, batch: Batch, steps: int) -> Batch:
 
 
 def _per_step(
-    caller: str, inputs: Sequence[Any], targets: Sequence[Any]
+    caller: str, inputs: Sequences, targets: Sequences
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Inputs and targets as arrays [steps, ...], labels of whole sequences repeated."""
     xs, ys = [np.asarray(x) for x in inputs], [np.asarray(y) for y in targets]
@@ -422,12 +427,25 @@ def _per_step(
                 f"{caller}: inputs must be sequences [steps, ...] of at least one step, got shape "
                 f"{list(x.shape)} in number {i}; a single sequence is given as [sequence]"
             )
+        if x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:]:
+            raise ValueError(
+                f"{caller}: inputs, and targets, must have features of one shape, got "
+                f"{list(x.shape[1:])} and {list(y.shape[1:])} in number {i} but "
+                f"{list(xs[0].shape[1:])} and {list(ys[0].shape[1:])} in number 0"
+            )
         if y.ndim and len(y) != len(x):
             raise ValueError(
                 f"{caller}: targets must have a step for each step of the inputs, {len(x)} in "
                 f"number {i}, or be one number, got shape {list(y.shape)}"
             )
-    return xs, [y if y.ndim else np.repeat(y, len(x)) for x, y in zip(xs, ys, strict=True)]
+    ys = [y if y.ndim else np.repeat(y, len(x)) for x, y in zip(xs, ys, strict=True)]
+    return _of_one_dtype(xs), _of_one_dtype(ys)
+
+
+def _of_one_dtype(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Numbers in lists may be whole in one and not in the next, which the first must not round."""
+    dtype = np.result_type(*{x.dtype for x in arrays})
+    return [x.astype(dtype, copy=False) for x in arrays]
 
 
 def _check_size(caller: str, name: str, size: int) -> None:

@@ -61,9 +61,10 @@ def suggest_steps(
     - "order": the lag of the PACF before the first two insignificant ones in a row, as many as an
       autoregression needs; 1 if there is none.
     - "period": the lag of the dominant peak of the ACF. Looked at are the lags from the first at
-      which the ACF is not significantly positive. There, each stretch where it is has a peak, its
-      maximum; the peak is the first one at least 0.9 times as high as the highest. As it is the
-      highest of many, it has to be significant at alpha / max_lag.
+      which the ACF is not significantly positive, with the band that it has there. Each stretch
+      above the band has a peak, its maximum; the dominant one is the first that is at least 0.9
+      times as high as the highest. As the highest of many it has to be significant at
+      alpha / max_lag.
 
     A trend makes every lag significant: subtract it, or take differences, beforehand.
 
@@ -112,16 +113,16 @@ def suggest_steps(
         )
     # With qstat, which is not used, the ACF comes in one form in all releases.
     acf, around, *_ = stattools.acf(series, nlags=last, alpha=alpha, qstat=True)
-    acf_band = around[:, 1] - acf
+    acf_band = np.asarray(around)[:, 1] - acf
     # Biased Levinson-Durbin is bounded by 1 for every series, also one that repeats exactly.
     pacf, around = stattools.pacf(series, nlags=last, alpha=alpha, method="ldb")
-    pacf_band = around[:, 1] - pacf
+    pacf_band = np.asarray(around)[:, 1] - pacf
     if rule == "order":
         steps, why = _order(np.abs(pacf) > pacf_band)
     else:
-        normal = NormalDist()
-        wider = normal.inv_cdf(1 - alpha / last / 2) / normal.inv_cdf(1 - alpha / 2)
-        steps, why = _period(acf, acf_band, wider * acf_band)
+        z = NormalDist().inv_cdf
+        widen = z(1 - alpha / last / 2) / z(1 - alpha / 2)
+        steps, why = _period(acf, acf_band, widen)
     return Suggestion(steps, acf, pacf, acf_band, pacf_band, why)
 
 
@@ -141,29 +142,32 @@ def _order(significant: np.ndarray) -> tuple[int, str]:
     return steps, f"{steps} step{'s' if steps > 1 else ''}: the PACF is {why}"
 
 
-def _period(acf: np.ndarray, band: np.ndarray, wider: np.ndarray) -> tuple[int, str]:
-    """The dominant peak of the ACF; it lies above `wider`."""
-    above = acf > band
-    above[: np.argmin(above)] = False  # the slope that comes down from lag 0
+def _period(acf: np.ndarray, band: np.ndarray, widen: float) -> tuple[int, str]:
+    """The dominant peak of the ACF, if it is `widen` times as high as the band."""
+    last = len(acf) - 1
+    down = int(np.argmin(acf > band))
+    # Beyond, the band would grow by the very period that is looked for.
+    level = float(band[down])
+    above = acf > level
+    above[:down] = False
     edges = np.flatnonzero(np.diff(above.astype(int), prepend=0, append=0))
-    peaks = [start + int(acf[start:end].argmax()) for start, end in edges.reshape(-1, 2)]
-    # At the last lag the ACF may still rise.
-    peaks = [k for k in peaks if acf[k] > wider[k] and k < len(acf) - 1]
-    if above.all() or not peaks:
+    peaks = [int(start + acf[start:end].argmax()) for start, end in edges.reshape(-1, 2)]
+    # At the last lag the ACF may still rise; and it has not come down at all if `down` is 0.
+    peaks = [k for k in peaks if acf[k] > widen * level and k < last and down]
+    if not peaks:
         raise ValueError(
-            f'suggest_steps: series must have a period for rule="period", found no peak of the ACF '
-            f"up to lag {len(acf) - 1}; give a larger max_lag, subtract a trend, or take "
-            'rule="order"'
+            'suggest_steps: series must have a period for rule="period", found no peak of the ACF '
+            f'up to lag {last}; give a larger max_lag, subtract a trend, or take rule="order"'
         )
-    highest = max(peaks, key=lambda k: acf[k])
-    steps = next(k for k in peaks if acf[k] >= REPETITION * acf[highest])
+    highest = max(acf[k] for k in peaks)
+    steps = next(k for k in peaks if acf[k] >= REPETITION * highest)
     return steps, (
-        f"{steps} steps: the dominant peak of the ACF is at lag {steps}, {acf[steps]:.2f} high; the "
-        f"band there ends at {band[steps]:.2f}"
+        f"{steps} steps: the dominant peak of the ACF is at lag {steps}, where it is "
+        f"{acf[steps]:.2f}; {widen * level:.2f} would be significant"
     )
 
 
-def sentence_steps(ends: Sequence[Any]) -> int:
+def sentence_steps(ends: Sequence[Any] | np.ndarray) -> int:
     """The average length of sentences, rounded up.
 
     Args:

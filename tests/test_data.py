@@ -272,6 +272,7 @@ def test_a_stream_runs_through_its_lanes(length, batch_size, steps, with_targets
     batches = batchify(stream, targets, batch_size=batch_size, steps=steps, reset=reset)
     assert [b.inputs.shape for b in batches] == [(batch_size, steps)] * len(batches)
     assert len(batches) == math.ceil(math.ceil(used / batch_size) / steps)
+    assert batches[0].reset[:, 0].all()
     rows = follow(batches)
     sizes = [sum(map(len, row)) for row in rows]
     assert max(sizes) - min(sizes) <= 1
@@ -349,6 +350,12 @@ def test_labels_are_repeated_and_losses_marked():
     )
 
 
+def test_whole_numbers_do_not_round_the_others():
+    batch = whole_sequences([[1, 2], [0.5, 1.5]], [1, 0.25])
+    np.testing.assert_array_equal(batch.inputs, [[1, 2], [0.5, 1.5]])
+    np.testing.assert_array_equal(batch.targets, [[1, 1], [0.25, 0.25]])
+
+
 def test_a_split_takes_pytrees_and_keeps_a_given_reset():
     series = np.arange(2 * 4).reshape(2, 4)
     reset = np.array([[True, False, True, False], [True, False, False, True]])
@@ -363,6 +370,9 @@ def test_a_split_takes_pytrees_and_keeps_a_given_reset():
     assert not lanes(stream, steps=2)[0].reset[1, 0]
     with pytest.raises(ValueError, match="reset True at the first step .* False in row 1"):
         naive_split(stream, steps=2)
+    # Padding may come before the first reset.
+    padded = stream._replace(mask=series > 5)
+    assert not naive_split(padded._replace(reset=series == 6), steps=2).reset[2, 0]
 
 
 BATCH = Batch(np.zeros((2, 4)), np.zeros((2, 4)))
@@ -379,6 +389,10 @@ BATCH = Batch(np.zeros((2, 4)), np.zeros((2, 4)))
         ),
         (lambda: whole_sequences([[1, 2], []], [1, 2]), r"at least one step, got shape \[0\]"),
         (lambda: whole_sequences([[1, 2]], [[1, 2, 3]]), r"2 in number 0.*shape \[3\]"),
+        (
+            lambda: whole_sequences([np.zeros((2, 3)), np.zeros((2, 1))], [1, 2]),
+            r"one shape, got \[1\] and \[\] in number 1 but \[3\] and \[\] in number 0",
+        ),
         (lambda: whole_sequences([[1]], [1], multiple=0), "multiple must be at least 1, got 0"),
         (
             lambda: sentence_windows([[1, 2]], [[1, 2]], [[True]], steps=2),
