@@ -1,5 +1,6 @@
 """Truncated backpropagation through time for JAX and Flax: exact, tested, fast."""
 
+from tbptt_jax import data
 from tbptt_jax.credit import Truncation, credit_matrix
 from tbptt_jax.diagnostics import Bias, CreditByLag, credit_by_lag, gradient_bias
 from tbptt_jax.evaluation import evaluate, predict
@@ -27,6 +28,7 @@ __all__ = [
     "WindowValue",
     "credit_by_lag",
     "credit_matrix",
+    "data",
     "evaluate",
     "forward",
     "functional",

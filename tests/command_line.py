@@ -15,6 +15,7 @@ SMALL = [
     "--learning_rate=0.02",
     "--dropout=0.1",
     "--word_dropout=0",
+    "--averaging=0.5",
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbptt_jax.suggest import Candidate, candidate_steps, sentence_steps, suggest_steps
+from tbptt_jax.data.suggest import Candidate, candidate_steps, sentence_steps, suggest_steps
 
 
 def autoregression(coefficients, length=4_000, seed=0):

@@ -1,19 +1,4 @@
-"""From raw sequences to `Batch`, in NumPy: the ways of preparing them for TBPTT(k1, k2).
-
-- As they are: `whole_sequences`; `bucketed_batches` where lengths differ much.
-- Naive split into pieces of so many steps: `lanes` for training, `naive_split` as a layout.
-  One long stream: `batchify`.
-- Domain split, where the data say how long a piece is: `sentence_windows` for text; for series a
-  naive split by what `suggest.suggest_steps` finds.
-- Systematic split: a naive split by each of `suggest.candidate_steps`.
-- TBPTT(1, 1): a naive split by 1 step, or `Truncation(1, 1)` on whole sequences: the same updates
-  in one call.
-- Steps between updates and steps of credit decoupled: no matter of data, `Truncation(k1, k2)`.
-
-Each takes all steps and drops none: what does not divide is padded and masked. Where losses count
-is set with `mark_losses`, before a split. A batch that is split holds arrays [N, T, ...] or
-pytrees of them, whole sequences side by side; `Batch(inputs, targets)` makes one by hand.
-"""
+"""Whole sequences side by side: padded, by length, at sentences, and where losses count."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -160,7 +145,7 @@ def whole_sequences(
       Batch(inputs=array([[1, 2, 3], [0, 0, 4]]), targets=array([[7, 7, 7], [0, 0, 8]]),
             mask=array([[ True,  True,  True], [False, False,  True]]), reset=None, weights=None)
     """
-    _check_size("whole_sequences", "multiple", multiple)
+    check_size("whole_sequences", "multiple", multiple)
     inputs, targets = _per_step("whole_sequences", inputs, targets)
     length = -(-max(len(x) for x in inputs) // multiple) * multiple
     padded, mask = pad(inputs, length, align)
@@ -179,7 +164,7 @@ def sentence_windows(
 
     A sentence is padded to `steps`; one that is longer takes several windows. The carry runs on
     through a text, held where it is padded. Train with `Truncation(k1=steps, k2=steps)`, or split
-    with `lanes(batch, steps=steps)`. `suggest.sentence_steps(ends)` is the average length.
+    with `lanes(batch, steps=steps)`. `sentence_steps(ends)` is the average length.
 
     Args:
       inputs, targets: N texts, as in `whole_sequences`.
@@ -201,7 +186,7 @@ def sentence_windows(
       >>> sentence_windows([tokens], [tokens], [tokens == stop], steps=3).inputs
       array([[5, 6, 9, 0, 7, 9]])
     """
-    _check_size("sentence_windows", "steps", steps)
+    check_size("sentence_windows", "steps", steps)
     inputs, targets = _per_step("sentence_windows", inputs, targets)
     marks = [np.asarray(e, bool) for e in ends]
     if [m.shape for m in marks] != [x.shape[:1] for x in inputs]:
@@ -249,166 +234,14 @@ def mark_losses(batch: Batch, *, every: int | None = None) -> Batch:
       array([[0., 1., 0., 1., 1.],
              [0., 1., 1., 0., 0.]], dtype=float32)
     """
-    rows, length = _check_shapes("mark_losses", batch)
+    rows, length = check_shapes("mark_losses", batch)
     mask = np.ones((rows, length), bool) if batch.mask is None else np.asarray(batch.mask)
     weights = np.zeros((rows, length), np.float32)
     if every is not None:
-        _check_size("mark_losses", "every", every)
+        check_size("mark_losses", "every", every)
         weights[:, every - 1 :: every] = 1
     weights[np.arange(rows), length - 1 - mask[:, ::-1].argmax(axis=1)] = 1
     return batch._replace(weights=weights * mask)
-
-
-def lanes(batch: Batch, *, steps: int) -> list[Batch]:
-    """Cut the rows of a batch into pieces: batch i holds piece i of every sequence.
-
-    This is what `train_step` takes: each sequence keeps its row, and the carry of a row runs from
-    a batch to the next. Feed all of them, in order, before other sequences begin. With k1 = steps
-    they train as the batch in one does, padded to whole pieces.
-
-    Args:
-      batch: N sequences of T steps.
-      steps: steps of each piece. If it does not divide T the last piece is padded at its end.
-
-    Returns:
-      ceil(T / steps) batches [N, steps, ...], all with a reset; with a mask if the batch has one
-      or anything is padded. A reset that is given is cut as everything is; else the first step of
-      the first batch is True, and no other.
-
-    Raises:
-      ValueError: steps is below 1, or an array does not lead with the inputs' [N, T].
-
-    Example:
-      >>> series = np.zeros((100, 50_000, 1), np.float32)
-      >>> pieces = lanes(Batch(series, series), steps=500)
-      >>> len(pieces), pieces[0].inputs.shape, pieces[0].reset.sum(), pieces[1].reset.sum()
-      (100, (100, 500, 1), np.int64(100), np.int64(0))
-    """
-    batch = _divisible("lanes", batch, steps)
-
-    def piece(start):
-        return jax.tree.map(lambda x: x[:, start : start + steps], batch)
-
-    return [piece(start) for start in range(0, batch.reset.shape[1], steps)]
-
-
-def naive_split(batch: Batch, *, steps: int) -> Batch:
-    """Cut the rows of a batch into pieces, one row each: all of a sequence, then the next one's.
-
-    Rows of a batch run side by side: given to `train_step` in one, no carry would pass from a
-    piece to the next. Fed one row at a time, in order, `reset` lets the carry run through the
-    pieces of a sequence and begin anew with the next. `lanes` gives the same pieces for training
-    on N sequences at once.
-
-    Args:
-      batch: N sequences of T steps. A reset that is given is kept; each row must begin with one.
-      steps: steps of each piece. If it does not divide T the last piece is padded at its end.
-
-    Returns:
-      The batch [N * ceil(T / steps), steps, ...] with a reset: True at the first step of a
-      sequence's first piece. It has a mask if the batch has one or anything is padded.
-
-    Raises:
-      ValueError: as in `lanes`, or steps come before the first reset of a row.
-
-    Example:
-      >>> split = naive_split(Batch(np.zeros((2, 5)), np.zeros((2, 5))), steps=3)
-      >>> split.reset[:, 0], split.mask[:, 2]
-      (array([ True, False,  True, False]), array([ True, False,  True, False]))
-      >>> rows = [jax.tree.map(lambda x: x[i : i + 1], split) for i in range(4)]
-    """
-    batch = _divisible("naive_split", batch, steps)
-    begun = np.logical_or.accumulate(batch.reset, axis=1)
-    early = ~begun if batch.mask is None else ~begun & batch.mask
-    if early.any():
-        raise ValueError(
-            "naive_split: batch must have reset True at the first step of every row, or None, got "
-            f"False in row {int(early.any(axis=1).argmax())}, which would go on with the carry of "
-            "the row before; to go on with a stream use lanes"
-        )
-    return jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[2:]), batch)
-
-
-def batchify(
-    inputs: Any,
-    targets: Any = None,
-    *,
-    batch_size: int,
-    steps: int,
-    reset: Any = None,
-) -> list[Batch]:
-    """Lay one long stream into lanes, as for a language model, and cut them into batches.
-
-    Lane i is the i-th stretch of the stream. Stretches differ by a step at most and what is missing
-    is padded at their end, as in `lanes`.
-
-    Args:
-      inputs: [N, ...], the stream.
-      targets: [N, ...]; None: the next step's input, which the last step lacks: N - 1 steps.
-      batch_size: B, the number of lanes.
-      steps: T of each batch.
-      reset: bool [N], True at the first step of a document. None: lanes are reset where they
-        begin, and nowhere else. The last step of a document is asked for the first of the next
-        unless targets are given.
-
-    Returns:
-      Batches [B, T, ...] as of `lanes`, ceil(ceil(steps of the stream / B) / T) of them.
-
-    Raises:
-      ValueError: a size is below 1, targets or reset are of another length than inputs, or there
-        are fewer steps than lanes.
-
-    Example:
-      >>> first, last = batchify(np.arange(11), batch_size=2, steps=3)
-      >>> first.inputs
-      array([[0, 1, 2],
-             [5, 6, 7]])
-      >>> last.inputs
-      array([[3, 4, 0],
-             [8, 9, 0]])
-    """
-    _check_size("batchify", "batch_size", batch_size)
-    stream = np.asarray(inputs)
-    fields = {"targets": targets, "reset": reset}
-    fields = {name: np.asarray(x) for name, x in fields.items() if x is not None}
-    for name, x in fields.items():
-        if len(x) != len(stream):
-            raise ValueError(
-                f"batchify: {name} must have as many steps as inputs, {len(stream)}, got {len(x)}"
-            )
-    if targets is None:
-        fields = {name: x[:-1] for name, x in fields.items()} | {"targets": stream[1:]}
-        stream = stream[:-1]
-    if len(stream) < batch_size:
-        raise ValueError(
-            f"batchify: inputs must give each of batch_size={batch_size} lanes a step, got "
-            f"{len(stream)} steps with a target; use fewer lanes"
-        )
-    lane = {name: np.array_split(x, batch_size) for name, x in fields.items()}
-    batch = whole_sequences(np.array_split(stream, batch_size), lane["targets"], align="start")
-    if reset is not None:
-        marks, _ = pad(lane["reset"], batch.inputs.shape[1], "start")
-        marks[:, 0] = True
-        batch = batch._replace(reset=marks)
-    return lanes(batch, steps=steps)
-
-
-def _divisible(caller: str, batch: Batch, steps: int) -> Batch:
-    """The batch with a reset, padded at the end to a multiple of `steps`, all of it NumPy."""
-    _check_size(caller, "steps", steps)
-    rows, length = _check_shapes(caller, batch)
-    missing = -length % steps
-    mask, reset = batch.mask, batch.reset
-    if missing and mask is None:
-        mask = np.ones((rows, length), bool)
-    if reset is None:
-        reset = np.zeros((rows, length), bool)
-        reset[:, 0] = True
-
-    def longer(x):
-        return np.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) if missing else x
-
-    return jax.tree.map(lambda x: longer(np.asarray(x)), batch._replace(mask=mask, reset=reset))
 
 
 def _per_step(
@@ -448,12 +281,13 @@ def _of_one_dtype(arrays: list[np.ndarray]) -> list[np.ndarray]:
     return [x.astype(dtype, copy=False) for x in arrays]
 
 
-def _check_size(caller: str, name: str, size: int) -> None:
+def check_size(caller: str, name: str, size: int) -> None:
+    """Raise a ValueError unless a size is at least 1."""
     if size < 1:
         raise ValueError(f"{caller}: {name} must be at least 1, got {size}")
 
 
-def _check_shapes(caller: str, batch: Batch) -> tuple[int, int]:
+def check_shapes(caller: str, batch: Batch) -> tuple[int, int]:
     """[B, T] of a batch, all of whose arrays lead with it."""
     rows, length, *_ = (*np.shape(jax.tree.leaves(batch.inputs)[0]), 0, 0)
     for name, field in batch._asdict().items():

@@ -1,0 +1,161 @@
+"""Sequences and streams cut into pieces of so many steps, none dropped."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from tbptt_jax.data.sequences import check_shapes, check_size, pad, whole_sequences
+from tbptt_jax.types import Batch
+
+
+def lanes(batch: Batch, *, steps: int) -> list[Batch]:
+    """Cut the rows of a batch into pieces: batch i holds piece i of every sequence.
+
+    This is what `train_step` takes: each sequence keeps its row, and the carry of a row runs from
+    a batch to the next. Feed all of them, in order, before other sequences begin. With k1 = steps
+    they train as the batch in one does, padded to whole pieces.
+
+    Args:
+      batch: N sequences of T steps.
+      steps: steps of each piece. If it does not divide T the last piece is padded at its end.
+
+    Returns:
+      ceil(T / steps) batches [N, steps, ...], all with a reset; with a mask if the batch has one
+      or anything is padded. A reset that is given is cut as everything is; else the first step of
+      the first batch is True, and no other.
+
+    Raises:
+      ValueError: steps is below 1, or an array does not lead with the inputs' [N, T].
+
+    Example:
+      >>> series = np.zeros((100, 50_000, 1), np.float32)
+      >>> pieces = lanes(Batch(series, series), steps=500)
+      >>> len(pieces), pieces[0].inputs.shape, pieces[0].reset.sum(), pieces[1].reset.sum()
+      (100, (100, 500, 1), np.int64(100), np.int64(0))
+    """
+    batch = _divisible("lanes", batch, steps)
+
+    def piece(start):
+        return jax.tree.map(lambda x: x[:, start : start + steps], batch)
+
+    return [piece(start) for start in range(0, batch.reset.shape[1], steps)]
+
+
+def naive_split(batch: Batch, *, steps: int) -> Batch:
+    """Cut the rows of a batch into pieces, one row each: all of a sequence, then the next one's.
+
+    Rows of a batch run side by side: given to `train_step` in one, no carry would pass from a
+    piece to the next. Fed one row at a time, in order, `reset` lets the carry run through the
+    pieces of a sequence and begin anew with the next. `lanes` gives the same pieces for training
+    on N sequences at once.
+
+    Args:
+      batch: N sequences of T steps. A reset that is given is kept; each row must begin with one.
+      steps: steps of each piece. If it does not divide T the last piece is padded at its end.
+
+    Returns:
+      The batch [N * ceil(T / steps), steps, ...] with a reset: True at the first step of a
+      sequence's first piece. It has a mask if the batch has one or anything is padded.
+
+    Raises:
+      ValueError: as in `lanes`, or steps come before the first reset of a row.
+
+    Example:
+      >>> split = naive_split(Batch(np.zeros((2, 5)), np.zeros((2, 5))), steps=3)
+      >>> split.reset[:, 0], split.mask[:, 2]
+      (array([ True, False,  True, False]), array([ True, False,  True, False]))
+      >>> rows = [jax.tree.map(lambda x: x[i : i + 1], split) for i in range(4)]
+    """
+    batch = _divisible("naive_split", batch, steps)
+    begun = np.logical_or.accumulate(batch.reset, axis=1)
+    early = ~begun if batch.mask is None else ~begun & batch.mask
+    if early.any():
+        raise ValueError(
+            "naive_split: batch must have reset True at the first step of every row, or None, got "
+            f"False in row {int(early.any(axis=1).argmax())}, which would go on with the carry of "
+            "the row before; to go on with a stream use lanes"
+        )
+    return jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[2:]), batch)
+
+
+def batchify(
+    inputs: Any,
+    targets: Any = None,
+    *,
+    batch_size: int,
+    steps: int,
+    reset: Any = None,
+) -> list[Batch]:
+    """Lay one long stream into lanes, as for a language model, and cut them into batches.
+
+    Lane i is the i-th stretch of the stream. Stretches differ by a step at most and what is missing
+    is padded at their end, as in `lanes`.
+
+    Args:
+      inputs: [N, ...], the stream.
+      targets: [N, ...]; None: the next step's input, which the last step lacks: N - 1 steps.
+      batch_size: B, the number of lanes.
+      steps: T of each batch.
+      reset: bool [N], True at the first step of a document. None: lanes are reset where they
+        begin, and nowhere else. The last step of a document is asked for the first of the next
+        unless targets are given.
+
+    Returns:
+      Batches [B, T, ...] as of `lanes`, ceil(ceil(steps of the stream / B) / T) of them.
+
+    Raises:
+      ValueError: a size is below 1, targets or reset are of another length than inputs, or there
+        are fewer steps than lanes.
+
+    Example:
+      >>> first, last = batchify(np.arange(11), batch_size=2, steps=3)
+      >>> first.inputs
+      array([[0, 1, 2],
+             [5, 6, 7]])
+      >>> last.inputs
+      array([[3, 4, 0],
+             [8, 9, 0]])
+    """
+    check_size("batchify", "batch_size", batch_size)
+    stream = np.asarray(inputs)
+    fields = {"targets": targets, "reset": reset}
+    fields = {name: np.asarray(x) for name, x in fields.items() if x is not None}
+    for name, x in fields.items():
+        if len(x) != len(stream):
+            raise ValueError(
+                f"batchify: {name} must have as many steps as inputs, {len(stream)}, got {len(x)}"
+            )
+    if targets is None:
+        fields = {name: x[:-1] for name, x in fields.items()} | {"targets": stream[1:]}
+        stream = stream[:-1]
+    if len(stream) < batch_size:
+        raise ValueError(
+            f"batchify: inputs must give each of batch_size={batch_size} lanes a step, got "
+            f"{len(stream)} steps with a target; use fewer lanes"
+        )
+    lane = {name: np.array_split(x, batch_size) for name, x in fields.items()}
+    batch = whole_sequences(np.array_split(stream, batch_size), lane["targets"], align="start")
+    if reset is not None:
+        marks, _ = pad(lane["reset"], batch.inputs.shape[1], "start")
+        marks[:, 0] = True
+        batch = batch._replace(reset=marks)
+    return lanes(batch, steps=steps)
+
+
+def _divisible(caller: str, batch: Batch, steps: int) -> Batch:
+    """The batch with a reset, padded at the end to a multiple of `steps`, all of it NumPy."""
+    check_size(caller, "steps", steps)
+    rows, length = check_shapes(caller, batch)
+    missing = -length % steps
+    mask, reset = batch.mask, batch.reset
+    if missing and mask is None:
+        mask = np.ones((rows, length), bool)
+    if reset is None:
+        reset = np.zeros((rows, length), bool)
+        reset[:, 0] = True
+
+    def longer(x):
+        return np.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) if missing else x
+
+    return jax.tree.map(lambda x: longer(np.asarray(x)), batch._replace(mask=mask, reset=reset))
