@@ -26,7 +26,7 @@ def finished(data_dir, tmp_path_factory):
     """A finished run: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
     done = run(
-        "sentiment", *SMALL, "--epochs=6", f"--data_dir={data_dir}", f"--output_dir={folder}"
+        "sentiment", *SMALL, "--epochs=9", f"--data_dir={data_dir}", f"--output_dir={folder}"
     )
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
