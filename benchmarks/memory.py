@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from absl import app
 
 import tbptt_jax as tbptt
-from benchmarks.per_loss import HIDDEN, make_state
+from benchmarks.per_loss import make_state
 from experiments import common
 from tbptt_jax import train
 
@@ -39,7 +39,7 @@ def whole(length: int) -> dict[str, tbptt.Truncation]:
 def temporary(plan: tbptt.Truncation, length: int) -> int:
     """Temporary bytes of a step."""
     batch = tbptt.Batch(
-        jax.ShapeDtypeStruct((ROWS, length, HIDDEN), jnp.float32),
+        jax.ShapeDtypeStruct((ROWS, length), jnp.int32),
         jax.ShapeDtypeStruct((ROWS, length), jnp.int32),
     )
     lowered = train._train_step.lower(make_state(), None, batch, plan)
