@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app
+from absl import app, flags
 
 import tbptt_jax as tbptt
 from benchmarks.per_loss import make_state
@@ -50,7 +50,7 @@ def temporary(plan: tbptt.Truncation, length: int) -> int:
 def main(argv: list[str]) -> None:
     """Print the table."""
     del argv
-    lengths = (1_000, 10_000, 100_000)
+    lengths = [int(n) for n in flags.FLAGS.lengths]
     plans = {name: [plan] * len(lengths) for name, plan in SHORT.items()}
     for name in whole(1):
         plans[name] = [whole(length)[name] for length in lengths]
@@ -63,4 +63,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("lengths", ["1000", "10000", "100000"], "Lengths of the sequence.")
     app.run(main)

@@ -81,15 +81,18 @@ def re_unrolled(functions: tbptt.Model, params: Any, batch: tbptt.Batch, k2: int
 
 
 def seconds(sides: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median time of each side, by turns: at least 2, at most 9 rounds, about 20 s in all."""
-    for side in sides.values():
-        jax.block_until_ready(side())
+    """Median time of each side, by turns: at least 2, at most 9 rounds, about 20 s in all.
+
+    Of two calls in a row the second is timed: the first one after a side that needs gigabytes pays
+    for their return.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     begun = time.perf_counter()
     for turn in range(9):
         if turn >= 2 and time.perf_counter() - begun > 20:
             break
         for name, side in sides.items():
+            jax.block_until_ready(side())
             start = time.perf_counter()
             jax.block_until_ready(side())
             times[name].append(time.perf_counter() - start)

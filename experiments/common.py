@@ -25,11 +25,15 @@ T = TypeVar("T")
 flags.disclaim_key_flags()
 
 
-def define_flags(config: type) -> None:
-    """Define an absl flag for every field of a dataclass.
+def flag(default: Any, text: str, least: float | None = None) -> Any:
+    """A field of a configuration, with what `define_flags` needs of it."""
+    return dataclasses.field(default=default, metadata={"help": text, "least": least})
 
-    Its help is `metadata["help"]`, the smallest number that it takes `metadata["least"]`. Call it
-    under `__main__` only: two modules that define `k1` would clash.
+
+def define_flags(config: type) -> None:
+    """Define an absl flag for every field of a dataclass whose fields are `flag`s.
+
+    Call it under `__main__` only: two modules that define `k1` would clash.
     """
     for field in dataclasses.fields(config):
         text, least = field.metadata["help"], field.metadata.get("least")
@@ -61,6 +65,12 @@ def given_flags(config: type) -> set[str]:
 def stop(message: str) -> typing.NoReturn:
     """End the program with a message for the one who typed the command, and no traceback."""
     sys.exit(f"error: {message}")
+
+
+def no_arguments(argv: list[str]) -> None:
+    """Refuse what is no flag."""
+    if len(argv) > 1:
+        stop(f"unexpected arguments {argv[1:]}; write --name=value")
 
 
 class RunFolder:

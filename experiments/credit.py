@@ -202,8 +202,7 @@ def draw_words(words: list[str], norms: dict[str, np.ndarray], path: pathlib.Pat
 
 def main(argv: list[str]) -> None:
     """Train or load, then look."""
-    if len(argv) > 1:
-        common.stop(f"unexpected arguments {argv[1:]}; write --name=value")
+    common.no_arguments(argv)
     config = task.from_flags()
     if flags.FLAGS.run is None:
         run = common.RunFolder.create(config.output_dir, NAME, config)

@@ -14,45 +14,42 @@ from tqdm import tqdm
 
 import tbptt_jax as tbptt
 from experiments import common, reviews
+from experiments.common import flag
 from tbptt_jax import data
 
 CELLS = {"lstm": tbptt.LSTM, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
-
-
-def _flag(default: Any, text: str, least: float | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text, "least": least})
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What a run is."""
 
-    k1: int = _flag(30, "Words between parameter updates.", 1)
-    k2: int = _flag(30, "Words that the gradient reaches back.", 1)
-    anchor: Literal["update", "loss"] = _flag(
+    k1: int = flag(30, "Words between parameter updates.", 1)
+    k2: int = flag(30, "Words that the gradient reaches back.", 1)
+    anchor: Literal["update", "loss"] = flag(
         "update", "What k2 is counted from: the end of the window, or each loss."
     )
-    loss_at: Literal["chunk", "end"] = _flag(
+    loss_at: Literal["chunk", "end"] = flag(
         "chunk", "Ask for the sentiment after every k1 words, or at the text's end only."
     )
-    cell: Literal["lstm", "gru", "rnn"] = _flag("lstm", "Recurrent cell.")
-    embedding: int = _flag(64, "Size of a word's embedding.", 1)
-    hidden: int = _flag(64, "Units of the cell.", 1)
-    dropout: float = _flag(0.5, "Share of embeddings and outputs dropped while training.", 0)
-    word_dropout: float = _flag(0.2, "Share of whole words dropped while training.", 0)
-    vocabulary: int = _flag(10_000, "Ids; rarer words share one.", 3)
-    max_length: int = _flag(420, "Longer texts keep their last so many words.", 1)
-    epochs: int = _flag(3, "Passes over the training texts.", 1)
-    batch_size: int = _flag(64, "Texts in a batch.", 1)
-    learning_rate: float = _flag(2e-3, "Adam's, at first; a cosine takes it to 0 by the end.", 0)
-    clip: float = _flag(1.0, "Largest norm of a gradient.", 0)
-    averaging: float = _flag(
+    cell: Literal["lstm", "gru", "rnn"] = flag("lstm", "Recurrent cell.")
+    embedding: int = flag(64, "Size of a word's embedding.", 1)
+    hidden: int = flag(64, "Units of the cell.", 1)
+    dropout: float = flag(0.5, "Share of embeddings and outputs dropped while training.", 0)
+    word_dropout: float = flag(0.2, "Share of whole words dropped while training.", 0)
+    vocabulary: int = flag(10_000, "Ids; rarer words share one.", 3)
+    max_length: int = flag(420, "Longer texts keep their last so many words.", 1)
+    epochs: int = flag(3, "Passes over the training texts.", 1)
+    batch_size: int = flag(64, "Texts in a batch.", 1)
+    learning_rate: float = flag(2e-3, "Adam's, at first; a cosine takes it to 0 by the end.", 0)
+    clip: float = flag(1.0, "Largest norm of a gradient.", 0)
+    averaging: float = flag(
         0.998, "Decay, per batch, of the average of the parameters, which is what is kept.", 0
     )
-    seed: int = _flag(0, "Of the weights, the order of the texts and the dropout.", 0)
-    data_dir: str | None = _flag(None, "The aclImdb folder, instead of the installed package.")
-    output_dir: str | None = _flag(None, "Folder of the run; default runs/sentiment-TIME.")
-    fast: bool = _flag(False, "A small run of under a minute: fewer, shorter texts.")
+    seed: int = flag(0, "Of the weights, the order of the texts and the dropout.", 0)
+    data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.")
+    output_dir: str | None = flag(None, "Folder of the run; default runs/sentiment-TIME.")
+    fast: bool = flag(False, "A small run of under a minute: fewer, shorter texts.")
 
 
 FAST = {"max_length": 120, "epochs": 4, "vocabulary": 5_000, "hidden": 32, "embedding": 32}

@@ -152,8 +152,7 @@ def run_prediction(output_dir: str | None, text: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Train, or predict where --predict is given."""
-    if len(argv) > 1:
-        common.stop(f"unexpected arguments {argv[1:]}; write --name=value")
+    common.no_arguments(argv)
     config = task.from_flags()
     if flags.FLAGS.predict is not None:
         run_prediction(config.output_dir, flags.FLAGS.predict)

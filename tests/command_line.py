@@ -1,4 +1,4 @@
-"""Experiments run as a user runs them, small."""
+"""Scripts run as a user runs them, small."""
 
 import pathlib
 import subprocess
@@ -19,16 +19,16 @@ SMALL = [
 ]
 
 
-def command(name, *arguments):
-    """The command line of an experiment."""
+def command(module, *arguments):
+    """The command line of a script."""
     # -W error: nothing that a user sees may warn.
-    return [sys.executable, "-W", "error", "-m", f"experiments.{name}", *map(str, arguments)]
+    return [sys.executable, "-W", "error", "-m", module, *map(str, arguments)]
 
 
-def run(name, *arguments):
-    """Run an experiment to its end."""
+def run(module, *arguments):
+    """Run a script to its end."""
     return subprocess.run(
-        command(name, *arguments),
+        command(module, *arguments),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -25,8 +25,7 @@ def data_dir(tmp_path_factory):
 def finished(data_dir, tmp_path_factory):
     """A finished run: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    done = run(
-        "sentiment", *SMALL, "--epochs=9", f"--data_dir={data_dir}", f"--output_dir={folder}"
-    )
+    folders = f"--data_dir={data_dir}", f"--output_dir={folder}"
+    done = run("experiments.sentiment", *SMALL, "--epochs=9", *folders)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout

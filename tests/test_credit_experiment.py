@@ -14,7 +14,7 @@ TEXT = "wonderful a b c d e f a b c d e"  # the longest that the windows of 5 do
 def test_a_finished_run_is_looked_at(finished, tmp_path):
     folder, _ = finished
     arguments = [f"--run={folder}", f"--output_dir={tmp_path}", f"--text={TEXT}", "--k2=4"]
-    done = run("credit", *arguments)
+    done = run("experiments.credit", *arguments)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
 
@@ -40,7 +40,7 @@ def test_a_finished_run_is_looked_at(finished, tmp_path):
 @pytest.mark.slow
 def test_without_a_run_it_trains_first(data_dir, tmp_path):
     arguments = [*SMALL, "--epochs=1", "--anchor=loss", f"--data_dir={data_dir}"]
-    done = run("credit", *arguments, f"--output_dir={tmp_path}")
+    done = run("experiments.credit", *arguments, f"--output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "config.json").read_text())["anchor"] == "loss"
     assert (tmp_path / "params.npz").exists()
@@ -48,7 +48,7 @@ def test_without_a_run_it_trains_first(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_no_run_is_told_without_a_traceback(tmp_path):
-    done = run("credit", f"--run={tmp_path}", f"--output_dir={tmp_path / 'out'}")
+    done = run("experiments.credit", f"--run={tmp_path}", f"--output_dir={tmp_path / 'out'}")
     assert done.returncode == 1
     assert "holds no finished run" in done.stderr
     assert "Traceback" not in done.stderr

@@ -15,7 +15,7 @@ from experiments import sentiment
 from experiments.review_training import Config
 from tests.command_line import ROOT, SMALL, command, run
 
-NAME = "sentiment"
+NAME = "experiments.sentiment"
 
 
 @pytest.mark.slow
