@@ -31,7 +31,7 @@ class Config:
     length: int = flag(20, "Steps of a sequence.", 2)
     k2: int = flag(10, "Steps that the gradient reaches back from the end.", 1)
     hidden: int = flag(16, "Units of the LSTM.", 1)
-    updates: int = flag(500, "Parameter updates of a network.", 1)
+    updates: int = flag(1000, "Parameter updates of a network.", 1)
     batch_size: int = flag(64, "Sequences in a batch; every second one holds a 1.", 2)
     learning_rate: float = flag(1e-2, "Adam's.", 0)
     seeds: int = flag(10, "Networks of each kind.", 1)
@@ -102,16 +102,14 @@ def draw(config: Config, found: dict[tuple[str, str], np.ndarray], run: common.R
         styles = iter(("C0o-", "C1s--"))
         for (regime, plan), ones in found.items():
             if regime == name:
-                style = next(styles)
-                ax.plot(steps, ones[:, :-1].mean(0), style, label=plan, markersize=3, linewidth=1)
-                ax.fill_between(
-                    steps, *np.quantile(ones[:, :-1], [0, 1], axis=0), color=style[:2], alpha=0.15
+                ax.plot(
+                    steps, ones[:, :-1].mean(0), next(styles), label=plan, markersize=3, linewidth=1
                 )
         ax.axvspan(config.length - config.k2 + 0.5, config.length + 0.5, color="0.93", zorder=0)
         ax.set(title=f"trained on 1s {name}", xlabel="position of the 1", ylim=(-0.03, 1.03))
         ax.title.set_fontsize(9)
-    axes[0].set_ylabel('probability of "there is a 1"')
-    axes[0].legend(frameon=False, fontsize=8, loc="center left")
+    axes[0].set_ylabel('probability of "there is a 1", mean')
+    axes[1].legend(frameon=False, loc="lower left")
     figure.savefig(run.path / "presence_of_one.png")
 
 
