@@ -213,7 +213,7 @@ def train(config: Config, run: common.RunFolder, parts: dict[str, Part], words: 
     average_of = jax.jit(averager.update)
     averages = averager.init(state.params)
     best = average = state.params
-    best_accuracy, history, seconds = -1.0, [], 0.0
+    history, seconds = [], 0.0
     total = config.epochs * sum(int(b.mask.sum()) for b in batches)
     with (
         common.ctrl_c() as pressed,
@@ -233,9 +233,10 @@ def train(config: Config, run: common.RunFolder, parts: dict[str, Part], words: 
                     # Reading a value waits for the device, so it is done now and then.
                     now = tbptt.evaluate(state, at_end(batch), {"accuracy": accuracy})
                     loss = weighted_mean(losses[-25:])
+                    so_far = max((r["valid_accuracy"] for r in history), default=0.0)
                     bar.set_postfix_str(
                         f"epoch {epoch + 1}/{config.epochs} loss {loss:.3f} "
-                        f"accuracy {now['accuracy']:.1%} valid {max(best_accuracy, 0):.1%}"
+                        f"accuracy {now['accuracy']:.1%} valid {so_far:.1%}"
                     )
                 if pressed:
                     break
@@ -253,13 +254,17 @@ def train(config: Config, run: common.RunFolder, parts: dict[str, Part], words: 
             }
             history.append(row)
             run.log(**row)
-            if result["accuracy"] > best_accuracy:
-                best_accuracy = result["accuracy"]
+            if row is max(history, key=rank):
                 best = average
                 run.save_params(best)
             if pressed:
                 break
     return Trained(dataclasses.replace(state, params=best), history, bool(pressed))
+
+
+def rank(row: dict[str, Any]) -> tuple[float, float]:
+    """What makes an epoch better: its accuracy on the validation texts, and then its loss there."""
+    return row["valid_accuracy"], -row["valid_loss"]
 
 
 def weighted_mean(losses: list[tuple[jax.Array, jax.Array]]) -> float:

@@ -94,7 +94,7 @@ def run_training(config: Config) -> None:
     run = common.RunFolder.create(config.output_dir, NAME, config)
     parts, trained = task.run_training(config, run)
     right, lengths = task.judge(config, trained.state, parts["test"])
-    best = max(trained.history, key=lambda row: row["valid_accuracy"])
+    best = max(trained.history, key=task.rank)
     result = {
         "test_accuracy": float(right.mean()),
         "test_texts": len(right),

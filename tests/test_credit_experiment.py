@@ -31,7 +31,7 @@ def test_a_finished_run_is_looked_at(finished, tmp_path):
     for biases in result["by_k2"].values():
         relative = [b["relative"] for b in biases.values()]
         assert relative[-1] == pytest.approx(0, abs=1e-5)
-        assert relative[0] > 0.1
+        assert relative[0] > 1e-3  # one step of credit loses something, whatever was learnt
     assert "4 of 12 |" in done.stdout
     for name in ("credit_by_lag", "bias", "words"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
