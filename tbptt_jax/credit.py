@@ -52,7 +52,7 @@ class Truncation:
         for name in ("k1", "k2") if self.block is None else ("k1", "k2", "block"):
             value = getattr(self, name)
             try:
-                if isinstance(value, bool):
+                if isinstance(value, bool | np.bool_):
                     raise TypeError
                 # A NumPy integer would make an equal plan with another hash of its type's own.
                 object.__setattr__(self, name, operator.index(value))
