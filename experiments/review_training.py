@@ -52,7 +52,16 @@ class Config:
     fast: bool = flag(False, "A small run of under a minute: fewer, shorter texts.")
 
 
-FAST = {"max_length": 120, "epochs": 4, "vocabulary": 5_000, "hidden": 32, "embedding": 32}
+FAST = {
+    "max_length": 120,
+    "epochs": 4,
+    "vocabulary": 5_000,
+    "hidden": 32,
+    "embedding": 32,
+    "dropout": 0.3,
+    "learning_rate": 5e-3,
+    "averaging": 0.95,
+}
 
 
 def from_flags() -> Config:
