@@ -14,8 +14,8 @@ from absl import app, flags
 
 import tbptt_jax as tbptt
 from experiments import common, reviews
-from experiments import review_training as task
-from experiments.review_training import Config
+from experiments import review_training as training
+from experiments.tasks.reviews import Config, Texts
 from tbptt_jax import data
 
 NAME = "credit"
@@ -30,7 +30,7 @@ TEXT = (
 )
 
 
-def probe(config: Config, part: task.Part, loss_at: str) -> tbptt.Batch:
+def probe(config: Config, part: Texts, loss_at: str) -> tbptt.Batch:
     """The longest texts, their last words, as one batch with the losses asked for."""
     length = min(PROBE_LENGTH, config.max_length)
     longest = sorted(range(len(part.ids)), key=lambda i: -len(part.ids[i]))[:PROBE_TEXTS]
@@ -45,7 +45,7 @@ def probe(config: Config, part: task.Part, loss_at: str) -> tbptt.Batch:
 
 
 def by_lag(
-    config: Config, states: dict[str, tbptt.TrainState], part: task.Part, run: common.RunFolder
+    config: Config, states: dict[str, tbptt.TrainState], part: Texts, run: common.RunFolder
 ) -> dict[str, Any]:
     """Credit by lag of a loss at the text's end: a figure, and the numbers."""
     batch = probe(config, part, "end")
@@ -84,7 +84,7 @@ def by_lag(
 
 
 def by_k2(
-    config: Config, state: tbptt.TrainState, part: task.Part, run: common.RunFolder
+    config: Config, state: tbptt.TrainState, part: Texts, run: common.RunFolder
 ) -> dict[str, dict[int, dict[str, float]]]:
     """Bias of the truncated gradient against k2: a figure, a table and the numbers."""
     found: dict[str, dict[int, tbptt.Bias]] = {}
@@ -135,7 +135,7 @@ def word_gradients(
         loss_every=config.k1 if config.loss_at == "chunk" else None,
     )
     length = batch.mask.shape[1]
-    plan = tbptt.Truncation(length, length) if full else task.plan(config)
+    plan = tbptt.Truncation(length, length) if full else training.technique(config).plan
     grads = tbptt.gradient(dataclasses.replace(state, params=params), batch, plan)
     return np.linalg.norm(grads["encoder"]["layers"][0]["embedding"], axis=-1)
 
@@ -203,19 +203,19 @@ def draw_words(words: list[str], norms: dict[str, np.ndarray], path: pathlib.Pat
 def main(argv: list[str]) -> None:
     """Train or load, then look."""
     common.no_arguments(argv)
-    config = task.from_flags()
+    config = training.from_flags()
     if flags.FLAGS.run is None:
         run = common.RunFolder.create(config.output_dir, NAME, config)
-        parts, trained = task.run_training(config, run)
+        _, parts, trained = training.run_training(config, run)
         state, vocabulary = trained.state, reviews.Vocabulary.load(run.path / "vocabulary.json")
     else:
         looked_at = common.RunFolder.open(flags.FLAGS.run, "sentiment")
-        own, vocabulary, state = task.load_run(looked_at)
+        own, vocabulary, state = training.load_run(looked_at)
         given = {name: getattr(config, name) for name in common.given_flags(Config)}
         config = dataclasses.replace(own, **{"output_dir": None, **given})
         run = common.RunFolder.create(config.output_dir, NAME, config)
-        parts, _ = task.load_data(config)
-    states = {"trained": state, "untrained": task.make_state(config, len(vocabulary))}
+        parts, _ = training.load_data(config)
+    states = {"trained": state, "untrained": training.untrained(config, len(vocabulary))}
     run.write_json(
         "result.json",
         {

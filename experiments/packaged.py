@@ -1,0 +1,55 @@
+"""Data that install with pip: one file of an installed package, read and never run."""
+
+import hashlib
+import importlib.util
+import pathlib
+from typing import NamedTuple
+
+
+class DataError(RuntimeError):
+    """The data are missing or not what they should be; the message says what to do."""
+
+
+class PackagedFile(NamedTuple):
+    """A data file of a package.
+
+    Attributes:
+      module: the package's name in `import`; it is found and not imported.
+      path: the file, inside the package's folder.
+      sha256: of its content.
+      what: the data, in words.
+      requirement: the package's name and version for pip.
+      otherwise: what else can be done, for the end of a message.
+    """
+
+    module: str
+    path: str
+    sha256: str
+    what: str
+    requirement: str
+    otherwise: str = ""
+
+    def read(self) -> bytes:
+        """The content.
+
+        Raises:
+          DataError: the package is not installed, or its file is not the known one.
+        """
+        install = f'pip install "{self.requirement}"'
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or spec.submodule_search_locations is None:
+            raise DataError(f"{self.what} are not installed; {install}{self.otherwise}")
+        path = pathlib.Path(spec.submodule_search_locations[0]) / self.path
+        package = self.requirement.split("==")[0]
+        if not path.exists():
+            raise DataError(
+                f"the package {package} holds no {self.path}; {install} --force-reinstall"
+            )
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.sha256:
+            raise DataError(
+                f"{path.name} of the package {package} is not the known file (sha256 {found}, "
+                f"expected {self.sha256}); {install} --force-reinstall"
+            )
+        return content

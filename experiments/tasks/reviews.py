@@ -1,0 +1,151 @@
+"""The reviews: a text's words, and at its end whether they are in favour."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import optax
+from flax import nnx
+
+import tbptt_jax as tbptt
+from experiments import reviews
+from experiments.common import flag
+from experiments.tasks.networks import remember
+from experiments.tasks.task import ACCURACY, Part, Task, right
+from tbptt_jax import data
+
+CELLS = {"lstm": tbptt.LSTM, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is."""
+
+    k1: int = flag(30, "Words between parameter updates.", 1)
+    k2: int = flag(30, "Words that the gradient reaches back.", 1)
+    anchor: Literal["update", "loss"] = flag(
+        "update", "What k2 is counted from: the end of the window, or each loss."
+    )
+    loss_at: Literal["chunk", "end"] = flag(
+        "chunk", "Ask for the sentiment after every k1 words, or at the text's end only."
+    )
+    cell: Literal["lstm", "gru", "rnn"] = flag("lstm", "Recurrent cell.")
+    embedding: int = flag(64, "Size of a word's embedding.", 1)
+    hidden: int = flag(64, "Units of the cell.", 1)
+    dropout: float = flag(0.5, "Share of embeddings and outputs dropped while training.", 0)
+    word_dropout: float = flag(0.2, "Share of whole words dropped while training.", 0)
+    vocabulary: int = flag(10_000, "Ids; rarer words share one.", 3)
+    max_length: int = flag(420, "Longer texts keep their last so many words.", 1)
+    epochs: int = flag(3, "Passes over the training texts.", 1)
+    batch_size: int = flag(64, "Texts in a batch.", 1)
+    learning_rate: float = flag(2e-3, "Adam's, at first; a cosine takes it to 0 by the end.", 0)
+    clip: float = flag(1.0, "Largest norm of a gradient.", 0)
+    averaging: float = flag(
+        0.998, "Decay, per batch, of the average of the parameters, which is what is kept.", 0
+    )
+    seed: int = flag(0, "Of the weights, the order of the texts and the dropout.", 0)
+    data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.")
+    output_dir: str | None = flag(None, "Folder of the run; default runs/sentiment-TIME.")
+    fast: bool = flag(False, "A small run of under a minute: fewer, shorter texts.")
+
+
+FAST: dict[str, Any] = {
+    "max_length": 120,
+    "epochs": 4,
+    "vocabulary": 5_000,
+    "hidden": 32,
+    "embedding": 32,
+    "dropout": 0.3,
+    "learning_rate": 5e-3,
+    "averaging": 0.95,
+}
+
+
+class Texts(NamedTuple):
+    """Encoded texts and their labels."""
+
+    ids: list[np.ndarray]
+    labels: np.ndarray
+
+
+def padding(multiple: int) -> int:
+    """Padded lengths are multiples of this.
+
+    Of `multiple`, so that the last words of every text fall in the last window; and not too small,
+    since each length is compiled once.
+    """
+    return multiple * math.ceil(60 / multiple)
+
+
+def load_texts(config: Config) -> tuple[dict[Part, Texts], reviews.Vocabulary]:
+    """The texts of each part as ids; the vocabulary is that of the part for training.
+
+    Raises:
+      DataError: there are none.
+    """
+    splits = reviews.load(config.data_dir)
+    step = 6 if config.fast else 1  # spread over the labels, which stand in blocks
+    tokens = [[reviews.tokenize(text) for text in split.texts[::step]] for split in splits]
+    vocabulary = reviews.Vocabulary.build(tokens[0], config.vocabulary)
+    parts: dict[Part, Texts] = {}
+    names: tuple[Part, ...] = ("train", "valid", "test")
+    for name, texts, split in zip(names, tokens, splits, strict=True):
+        ids = [vocabulary.encode(text, config.max_length) for text in texts]
+        parts[name] = Texts(ids, split.labels[::step])
+    return parts, vocabulary
+
+
+def network(config: Config, words: int, seed: int) -> tbptt.SequenceModel:
+    """Embedding, one recurrent cell, two classes; dropout on both sides of the cell."""
+    rngs = nnx.Rngs(seed)
+    options = {"bias_init": remember} if config.cell == "lstm" else {}
+    return tbptt.SequenceModel(
+        encoder=nnx.Sequential(
+            nnx.Embed(words, config.embedding, rngs=rngs),
+            nnx.Dropout(config.word_dropout, broadcast_dims=(-1,), rngs=rngs),
+            nnx.Dropout(config.dropout, rngs=rngs),
+        ),
+        core=CELLS[config.cell](config.embedding, config.hidden, rngs=rngs, **options),
+        readout=nnx.Sequential(
+            nnx.Dropout(config.dropout, rngs=rngs), nnx.Linear(config.hidden, 2, rngs=rngs)
+        ),
+    )
+
+
+def make_task(config: Config, parts: Mapping[Part, Texts], words: int) -> Task:
+    """The task of a run; without texts it has a network all the same."""
+
+    def batches(part: Part, multiple: int, rng: np.random.Generator | None) -> list[tbptt.Batch]:
+        return data.bucketed_batches(
+            parts[part].ids,
+            parts[part].labels,
+            batch_size=config.batch_size,
+            multiple=padding(multiple),
+            rng=rng,
+        )
+
+    return Task(
+        name="reviews",
+        step="word",
+        length=config.max_length,
+        steps=30,
+        many_to_one=True,
+        batches=batches,
+        network=functools.partial(network, config, words),
+        loss=optax.losses.softmax_cross_entropy_with_integer_labels,
+        metrics={"accuracy": right},
+        score=ACCURACY,
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        averaging=config.averaging,
+    )
+
+
+def load(fast: bool) -> Task:
+    """The task of `experiments.sentiment`, as it is when nothing else is asked for."""
+    config = Config(fast=fast, **(FAST if fast else {}))
+    parts, vocabulary = load_texts(config)
+    return make_task(config, parts, len(vocabulary))
