@@ -6,16 +6,13 @@ An LSTM with 128 units, batch 8, a loss at every step. `temporary` is what a com
 needs beyond its arguments and results; nothing is run.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 
 import tbptt_jax as tbptt
 from benchmarks.per_loss import make_state
-from experiments import common
-from tbptt_jax import train
+from experiments import common, driver
 
 ROWS = 8
 # Of windows of 100 steps, and of one window over the whole sequence.
@@ -42,9 +39,7 @@ def temporary(plan: tbptt.Truncation, length: int) -> int:
         jax.ShapeDtypeStruct((ROWS, length), jnp.int32),
         jax.ShapeDtypeStruct((ROWS, length), jnp.int32),
     )
-    lowered = train._train_step.lower(make_state(), None, batch, plan)
-    analysis: Any = lowered.compile().memory_analysis()
-    return analysis.temp_size_in_bytes
+    return driver.temporary_bytes(make_state(), batch, plan)
 
 
 def main(argv: list[str]) -> None:

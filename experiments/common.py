@@ -9,6 +9,7 @@ import pathlib
 import platform
 import signal
 import sys
+import types
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -30,22 +31,47 @@ def flag(default: Any, text: str, least: float | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "least": least})
 
 
+class _SeveralParser(flags.ArgumentParser):
+    """Numbers with commas between them, as a tuple."""
+
+    def __init__(self, one: flags.ArgumentParser):
+        self._one = one
+        self.syntactic_help = f"numbers with commas between them, each {one.syntactic_help}"
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        """The tuple; a default comes as one already."""
+        items = argument.split(",") if isinstance(argument, str) else argument
+        try:
+            return tuple(self._one.parse(item) for item in items)
+        except ValueError as error:
+            raise ValueError(f"expected {self.syntactic_help}; {error}") from error
+
+
 def define_flags(config: type) -> None:
     """Define an absl flag for every field of a dataclass whose fields are `flag`s.
 
-    Call it under `__main__` only: two modules that define `k1` would clash.
+    A field is an int, float, bool, str or Literal, or a tuple of int or float, which is written
+    with commas; or one of these or None. Call it under `__main__` only: two modules that define
+    `k1` would clash.
     """
     for field in dataclasses.fields(config):
         text, least = field.metadata["help"], field.metadata.get("least")
         default: Any = field.default
-        if typing.get_origin(field.type) is typing.Literal:
-            options = list(typing.get_args(field.type))
-            flags.DEFINE_enum(field.name, default, options, text)
-        elif field.type is int:
+        kind: Any = field.type
+        if isinstance(kind, types.UnionType):
+            (kind,) = (t for t in typing.get_args(kind) if t is not types.NoneType)
+        options = typing.get_args(kind)
+        if typing.get_origin(kind) is typing.Literal:
+            flags.DEFINE_enum(field.name, default, list(options), text)
+        elif typing.get_origin(kind) is tuple:
+            number = flags.IntegerParser if options[0] is int else flags.FloatParser
+            parser = _SeveralParser(number(lower_bound=least))
+            flags.DEFINE(parser, field.name, default, text, serializer=flags.CsvListSerializer(","))
+        elif kind is int:
             flags.DEFINE_integer(field.name, default, text, lower_bound=least)
-        elif field.type is float:
+        elif kind is float:
             flags.DEFINE_float(field.name, default, text, lower_bound=least)
-        elif field.type is bool:
+        elif kind is bool:
             flags.DEFINE_boolean(field.name, default, text)
         else:
             flags.DEFINE_string(field.name, default, text)

@@ -1,6 +1,7 @@
 """The one training loop of the experiments: any task, any truncation."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -95,12 +96,18 @@ class Trained(NamedTuple):
     scored: float
 
 
+@functools.cache
+def make_optimizer(learning_rate: float, clip: float, updates: int) -> optax.GradientTransformation:
+    """Adam; cached, since compiled code is found by its identity."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.adam(optax.cosine_decay_schedule(learning_rate, updates)),
+    )
+
+
 def make_state(task: Task, recipe: Recipe, updates: int = 1) -> tbptt.TrainState:
     """The state before training."""
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(recipe.clip),
-        optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, updates)),
-    )
+    optimizer = make_optimizer(recipe.learning_rate, recipe.clip, updates)
     return tbptt.TrainState.create(
         task.network(recipe.seed), optimizer, task.loss, seed=recipe.seed
     )
@@ -239,10 +246,11 @@ def _weighted_mean(pairs: list[tuple[jax.Array, jax.Array]]) -> float:
 
 
 def temporary_bytes(state: tbptt.TrainState, batch: Any, plan: tbptt.Truncation) -> int:
-    """Memory that a compiled `train_step` needs beyond its arguments and results; nothing is run.
-
-    Of a batch of whole sequences; what a stream remembers is an argument.
-    """
-    lowered = train._train_step.lower(state, None, batch._replace(reset=None), plan)
+    """What a compiled `train_step` needs beyond its arguments and results; nothing is run."""
+    memory = None
+    if batch.reset is not None:
+        memory, batch = train._continue(state, batch, plan)
+    state = dataclasses.replace(state, carry=None, lookback=None)
+    lowered = train._train_step.lower(state, memory, batch, plan)
     analysis: Any = lowered.compile().memory_analysis()
     return analysis.temp_size_in_bytes

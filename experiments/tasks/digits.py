@@ -38,11 +38,11 @@ def parse(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         rows = np.array([line.split(",") for line in text.splitlines()], np.int32)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"the digits are not a gzipped table of whole numbers: {error}") from error
-    pixels, digits = rows[:, :-1], rows[:, -1]
-    if pixels.shape[1] != SIDE**2 or not (digits.min() >= 0 and digits.max() <= 9):
+    if rows.shape[1:] != (SIDE**2 + 1,) or not (rows[:, -1].min() >= 0 and rows[:, -1].max() <= 9):
         raise DataError(
-            f"the digits must be rows of {SIDE**2} pixels and a digit, got {rows.shape}"
+            f"the digits must be rows of {SIDE**2} pixels and a digit, got an array {rows.shape}"
         )
+    pixels, digits = rows[:, :-1], rows[:, -1]
     return pixels.reshape(-1, SIDE, SIDE).astype(np.float32) / 255, digits
 
 

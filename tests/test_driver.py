@@ -1,0 +1,125 @@
+"""The one training loop: what a technique makes of a task, what is counted, what is kept."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import tbptt_jax as tbptt
+from experiments import comparison, driver
+from experiments.driver import Recipe, Technique
+from experiments.packaged import DataError
+from experiments.tasks import series
+from tbptt_jax import data
+
+SHARES = [(10, 4, 0.4), (10, 10, 1), (7, 3, (4 * 3 + 2) / 30)]
+
+
+def waves():
+    values = np.sin(np.arange(120, dtype=np.float32) / 3)
+    return series.Series("waves", "step", 10, values, train=61, valid=90, lanes=2)
+
+
+TASK = series.load(waves, fast=True)
+RECIPE = Recipe(epochs=3, learning_rate=1e-2, averaging=0.5)
+
+
+def test_a_technique_sets_losses_where_a_sequence_has_one_target():
+    (batch,) = TASK.batches("train", 1, None)
+    batch = batch._replace(mask=None)
+    one_target = TASK._replace(many_to_one=True)
+    (marked,) = Technique("", tbptt.Truncation(10, 10), every=10).mark(one_target, [batch])
+    assert np.flatnonzero(marked.weights[0]).tolist() == [9, 19, 29]
+    (marked,) = Technique("", tbptt.Truncation(10, 10)).mark(one_target, [batch])
+    assert np.flatnonzero(marked.weights[0]).tolist() == [29]
+    (unmarked,) = Technique("", tbptt.Truncation(10, 10), every=10).mark(TASK, [batch])
+    assert unmarked.weights is None
+
+
+def test_pieces_on_their_own_begin_anew_and_keep_their_resets():
+    (batch,) = TASK.batches("train", 1, None)
+    alone = Technique("", tbptt.Truncation(12, 12), pieces=12)
+    (cut,) = alone.mark(TASK, [batch])
+    assert np.flatnonzero(cut.reset[1]).tolist() == [0, 12, 24]
+    given = np.zeros_like(cut.reset)
+    given[:, 5] = True
+    (cut,) = alone.mark(TASK, [batch._replace(reset=given)])
+    assert np.flatnonzero(cut.reset[1]).tolist() == [0, 5, 12, 24]
+
+
+def test_a_network_on_pieces_of_its_own_is_trained_as_on_the_pieces_as_rows():
+    (batch,) = TASK.batches("train", 1, None)
+    batch = batch._replace(mask=None)
+    state = driver.make_state(TASK, RECIPE)
+    (alone,) = Technique("", tbptt.Truncation(30, 30), pieces=10).mark(TASK, [batch])
+    rows = data.naive_split(batch, steps=10)._replace(reset=None)
+    one = tbptt.gradient(state, alone, tbptt.Truncation(30, 30))
+    other = tbptt.gradient(state, rows, tbptt.Truncation(10, 10))
+    assert tbptt.compare_gradients([one], other)["all"].relative < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("k1", "k2", "share"), [(10, 4, 0.4), (10, 10, 1), (7, 3, (4 * 3 + 2) / 30)]
+)
+def test_the_share_of_scored_losses_is_that_of_the_plan(k1, k2, share):
+    plan = tbptt.Truncation(k1, k2)
+    whole = TASK._replace(
+        batches=lambda part, multiple, rng: [
+            b._replace(mask=None) if part == "train" else b
+            for b in TASK.batches(part, multiple, rng)
+        ]
+    )
+    trained = driver.fit(whole, RECIPE, Technique("", plan))
+    assert trained.scored == pytest.approx(share)
+    assert trained.history[-1]["updates"] == 3 * math.ceil(30 / k1)
+    assert driver.count_updates(plan, whole.batches("train", 1, None)) == math.ceil(30 / k1)
+
+
+def test_an_update_without_a_scored_loss_is_not_counted():
+    (batch,) = TASK.batches("train", 1, None)
+    weights = np.zeros(batch.inputs.shape[:2], np.float32)
+    weights[:, 10] = 1  # the first step of the second interval, which k2 = 3 leaves out
+    batch = batch._replace(weights=weights, mask=None)
+    assert driver.count_updates(tbptt.Truncation(10, 3), [batch]) == 0
+    assert driver.count_updates(tbptt.Truncation(10, 10), [batch]) == 1
+    assert driver.count_updates(tbptt.Truncation(10, 3, "loss"), [batch]) == 1
+
+
+def test_the_best_epoch_on_validation_is_kept_averaged():
+    kept = []
+    technique = Technique("", tbptt.Truncation(10, 10))
+    recipe = dataclasses.replace(RECIPE, epochs=8, learning_rate=1.0)
+    trained = driver.fit(TASK, recipe, technique, lambda row, params: kept.append((row, params)))
+    scores = [row["valid_score"] for row in trained.history]
+    assert trained.best["valid_score"] == min(scores)  # of errors the least is best
+    improved = [min(scores[:i], default=math.inf) > score for i, score in enumerate(scores)]
+    assert [params is not None for _, params in kept] == improved
+    assert not all(improved), "an epoch must get worse for the choice to show"
+    found = tbptt.evaluate(trained.state, TASK.batches("valid", 1, None))
+    assert found["loss"] == pytest.approx(trained.best["valid_loss"])
+    assert not trained.interrupted
+    assert trained.updates_per_second > 0
+
+
+def test_networks_of_one_kind_share_what_is_compiled():
+    one, other = (
+        driver.make_state(TASK, dataclasses.replace(RECIPE, seed=seed), 10) for seed in (0, 1)
+    )
+    assert one.optimizer is other.optimizer
+    assert one.functions is other.functions
+
+
+def test_the_bias_of_a_technique_counts_its_resets():
+    full = tbptt.Truncation(TASK.length, TASK.length)
+    params = driver.make_state(TASK, RECIPE).params
+    assert comparison.bias(TASK, Technique("", full), params).relative == 0
+    assert comparison.bias(TASK, Technique("", full, pieces=5), params).relative > 0.01
+
+
+def test_missing_data_end_the_program_with_what_to_install():
+    def load(fast):
+        raise DataError("the waves are not installed; pip install waves")
+
+    with pytest.raises(SystemExit, match=r"^error: the waves are not installed; pip"):
+        comparison.load(load, fast=True)
