@@ -67,7 +67,8 @@ class TrainState:
 
         Args:
           model: a `SequenceModel`, or pure functions together with `params`.
-          optimizer: any optax transformation.
+          optimizer: any optax transformation. Compiled code is found by its identity: give the same
+            one to all states that are to share it.
           loss: `(outputs [B, T, ...], targets [B, T, ...]) -> losses [B, T]`, as
             `optax.losses.softmax_cross_entropy_with_integer_labels`.
           params: the parameters, when `model` is a `Model`; copied.
