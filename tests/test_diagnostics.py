@@ -124,3 +124,30 @@ def test_a_cell_with_integers_in_its_carry_has_credit():
     norm = optax.tree.norm(tbptt.gradient(state, batch, tbptt.Truncation(5, 5)))
     assert 0 < float(norm) <= float(credit.params.sum())
     assert bool((credit.params > 0).all())
+
+
+def test_gradients_found_elsewhere_are_compared_by_group():
+    full = {"core": {"w": np.array([3.0, 0.0])}, "readout": np.array([[4.0]])}
+    one = {"core": {"w": np.array([0.0, 3.0])}, "readout": np.array([[8.0]])}
+    other = {"core": {"w": np.array([0.0, 1.0])}, "readout": np.array([[8.0]])}
+    found = tbptt.compare_gradients([one, other], full)
+    assert set(found) == {"all", "core", "readout"}
+    # The mean is (0, 2) of (3, 0), and 8 of 4.
+    np.testing.assert_allclose(found["core"], (np.sqrt(13) / 3, 0, 2 / 3, 1 / 9))
+    np.testing.assert_allclose(found["readout"], (1, 1, 2, 0))
+    np.testing.assert_allclose(
+        found["all"], (np.sqrt(13 + 16) / 5, 32 / 5 / np.sqrt(68), np.sqrt(68) / 5, 1 / 25)
+    )
+
+
+@pytest.mark.parametrize(
+    ("estimates", "message"),
+    [
+        ([], "at least one gradient, got none"),
+        ([{"a": np.ones(2)}, {"a": np.ones(3)}], r"\(3,\).* in number 1"),
+        ([{"b": np.ones(2)}], "in number 0"),
+    ],
+)
+def test_gradients_that_cannot_be_compared_are_refused(estimates, message):
+    with pytest.raises(ValueError, match=f"compare_gradients: estimates must .*{message}"):
+        tbptt.compare_gradients(estimates, {"a": np.ones(2)})
