@@ -46,6 +46,7 @@ def of_series(config: Config, run: common.RunFolder) -> tuple[Task, list[tuple[T
     }
     for name, found in suggestions.items():
         print(f"{name} suggests {found.why}")
+    print(f"to say that the next value is the last one has an error of {persistence(read):.4f}")
     draw_suggestions(task, suggestions, run)
     suggested = {found.steps: f", by the {name}" for name, found in suggestions.items()}
     sweep = SHORT_SWEEP if config.fast else SWEEP
@@ -53,6 +54,12 @@ def of_series(config: Config, run: common.RunFolder) -> tuple[Task, list[tuple[T
     return task, [
         (task, Technique(f"{k}{suggested.get(k, '')}", tbptt.Truncation(k, k))) for k in lengths
     ]
+
+
+def persistence(read: series.Series) -> float:
+    """The mean squared error of the part for test when the last value is said once more."""
+    values = read.values[read.valid - 1 :]
+    return float(np.mean(np.square(np.diff(values))))
 
 
 def draw_suggestions(
