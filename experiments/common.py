@@ -137,8 +137,10 @@ class RunFolder:
         return run
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file."""
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        """Write a JSON file, all of it or, when the run is killed, nothing."""
+        part = self.path / f"{name}.part"
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.path / name)
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file."""

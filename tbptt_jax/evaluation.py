@@ -1,7 +1,7 @@
 """What a trained state makes of whole sequences; the training carry is neither used nor changed."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -52,18 +52,9 @@ def evaluate(
     Raises:
       TypeError, ValueError: as `train_step`; ValueError also when nothing has a weight.
     """
-    functions = {"loss": state.loss, **(metrics or {})}
-    carry = None
-    sums = np.zeros(len(functions) + 1)
-    for batch in [batches] if isinstance(batches, Batch) else batches:
-        check_batch(batch)
-        if batch.reset is None:
-            carry = None
-        elif carry is not None:
-            check_stream(carry, windows.batch_shape(batch)[0])
-        carry, part = _evaluate(
-            state.functions, tuple(functions.values()), state.params, carry, batch
-        )
+    metrics = metrics or {}
+    sums = np.zeros(len(metrics) + 2)
+    for part in totals(state, batches, metrics):
         sums += np.asarray(part)
     weight = float(sums[-1])
     if not weight > 0:
@@ -71,8 +62,37 @@ def evaluate(
             "evaluate: batches must have at least one step with a loss, got a total weight of "
             f"{weight}; see Batch.mask and Batch.weights, and whether the iterator is spent"
         )
-    means = {name: float(s) / weight for name, s in zip(functions, sums[:-1], strict=True)}
+    names = ("loss", *metrics)
+    means = {name: float(s) / weight for name, s in zip(names, sums[:-1], strict=True)}
     return {**means, "weight": weight}
+
+
+def totals(
+    state: TrainState, batches: Batch | Iterable[Batch], metrics: Mapping[str, LossFn]
+) -> Iterator[jax.Array]:
+    """The sums that `evaluate` takes means of, one batch after the other.
+
+    It reads no values, so it can be traced: `jax.vmap` evaluates many parameters at once.
+
+    Args:
+      state, batches, metrics: as in `evaluate`.
+
+    Yields:
+      [2 + M]: the sums of the loss, of each of the M metrics, and of the weights.
+
+    Raises:
+      TypeError, ValueError: as `train_step`.
+    """
+    functions = (state.loss, *metrics.values())
+    carry = None
+    for batch in [batches] if isinstance(batches, Batch) else batches:
+        check_batch(batch)
+        if batch.reset is None:
+            carry = None
+        elif carry is not None:
+            check_stream(carry, windows.batch_shape(batch)[0])
+        carry, part = _evaluate(state.functions, functions, state.params, carry, batch)
+        yield part
 
 
 @functools.partial(jax.jit, static_argnums=0)

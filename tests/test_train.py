@@ -16,6 +16,7 @@ from flax import nnx
 
 import tbptt_jax as tbptt
 from tbptt_jax import train
+from tbptt_jax.evaluation import totals
 from tests import oracle
 from tests.networks import (
     CLASSES,
@@ -646,6 +647,23 @@ def test_evaluate_and_predict_are_the_oracles_forward_numbers(marks):
 
 def accuracy(outputs, targets):
     return jnp.float32(outputs.argmax(-1) == targets)
+
+
+@pytest.mark.parametrize("marks", ["mw", "mrw"])
+def test_many_parameters_are_evaluated_in_one_mapped_call(marks):
+    state, metrics = make("gru"), {"accuracy": accuracy}
+    batches = [make_batch(5, marks, seed=seed) for seed in range(2)]
+
+    def sums(scale):
+        params = jax.tree.map(lambda p: scale * p, state.params)
+        return sum(totals(dataclasses.replace(state, params=params), batches, metrics))
+
+    for scale, row in zip((1.0, 3.0), jax.jit(jax.vmap(sums))(jnp.array([1.0, 3.0])), strict=True):
+        params = jax.tree.map(lambda p, scale=scale: scale * p, state.params)
+        expected = tbptt.evaluate(dataclasses.replace(state, params=params), batches, metrics)
+        loss, right, weight = np.asarray(row)
+        found = {"loss": loss / weight, "accuracy": right / weight, "weight": weight}
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("batches", [[], [make_batch(3)._replace(mask=flags(3))]])
