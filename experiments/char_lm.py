@@ -179,7 +179,7 @@ def plot_history(
     training = [row["train_loss"] / math.log(2) for row in history]
     axes.plot(epochs, training, "o-", label="training")
     axes.plot(epochs, [row["valid_score"] for row in history], "s--", label="validation")
-    for order in (1, 3, ORDERS - 1):
+    for order in (3, ORDERS - 1):
         axes.axhline(counted[order], color="0.6", linewidth=0.8, linestyle=":")
         place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
         label = f"counts after {order}, test"

@@ -190,7 +190,8 @@ def recipes(config: Budget, task: Task) -> list[Recipe]:
 def describe(config: Budget, task: Task) -> str:
     """The budget in words."""
     one = recipes(config, task)[0]
-    return f"{task.name}, {one.epochs} passes, learning rate {one.learning_rate:g}"
+    passes = "1 pass" if one.epochs == 1 else f"{one.epochs} passes"
+    return f"{task.name}, {passes}, learning rate {one.learning_rate:g}"
 
 
 def compare(

@@ -164,7 +164,7 @@ def draw(task: Task, results: list[Result], run: common.RunFolder, title: str) -
         k1 = result.technique.plan.k1
         axes.plot([k1], [np.mean(result.test)], marker, label=result.technique.name, markersize=7)
     axes.set(xscale="log", xlabel=f"k1 = k2 ({task.step}s)", ylabel=f"test {task.score.name}")
-    axes.set_xticks(lengths, lengths)
+    axes.set_xticks(lengths, lengths, rotation=45)
     axes.minorticks_off()
     axes.set_title(title, fontsize=9)
     axes.legend(frameon=False)

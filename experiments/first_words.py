@@ -179,8 +179,8 @@ def plot_invented(config: Config, found: dict[str, list[Learnt]], run: common.Ru
         scores = np.mean([[row["valid_score"] for row in net.history] for net in nets], 0)
         by_updates[1].plot(updates, 100 * scores, **options)
     by_words[1].axvline(config.k2, color="0.8", zorder=0)
-    by_words[1].set(xlabel="words of the text, its opinion in the first five", ylim=(40, 103))
-    by_updates[1].set(xlabel="updates", ylim=(40, 103))
+    by_words[1].set(xlabel="words of the text, its opinion in the first five", ylim=(-3, 103))
+    by_updates[1].set(xlabel="updates", ylim=(40, 103), xscale="log")
     for (figure, axes), file in ((by_words, "by_length.png"), (by_updates, "training.png")):
         axes.set(ylabel="accuracy (%), mean of networks")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right", frameon=False)
@@ -221,8 +221,8 @@ def review_accuracy(config: Config, texts: reviews.Config, parts: Any, words: in
         state = fit(task, technique, 0).state
         for end in ("first", "last"):
             for count in (*counts, texts.max_length):
-                batches = [only(b, count, end, counts[-1], texts.max_length) for b in test]
-                found = tbptt.evaluate(state, batches, task.metrics)
+                left = [only(b, count, end, counts[-1], texts.max_length) for b in test]
+                found = tbptt.evaluate(state, [b for b in left if b.mask.any()], task.metrics)
                 result["texts"] = int(found["weight"])
                 result.setdefault(end, {}).setdefault(technique.name, []).append(found["accuracy"])
     return result

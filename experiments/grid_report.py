@@ -14,11 +14,12 @@ from experiments.plane import Plane
 from experiments.tasks import Task
 
 CONFIDENCE = 0.95
+MARKERS = {"best": ("*", 60), "no worse": ("o", 14), "better": ("^", 20)}
 NOTES = """
 Each plan at the learning rate of its best mean validation score. 95% interval: of the mean, by
-Student's t over the seeds. No worse: the differences to the best plan, seed by seed, have a mean
-whose interval (Student's t, 95%, not corrected for the number of plans) does not lie on the worse
-side of zero. scored: share of the losses; with k2 < k1 and anchor "update" the others give no
+Student's t over the seeds. Better, no worse, worse: where zero lies to the interval of the mean
+difference to the best plan on test, taken seed by seed (Student's t, 95%, not corrected for the
+number of plans). scored: share of the losses; with k2 < k1 and anchor "update" the others give no
 gradient. ms: of an update, a network's share of the call that trains all of them."""
 
 
@@ -107,15 +108,19 @@ def make_cells(task: Task, plane: Plane, rows: list[dict[str, Any]]) -> list[Cel
     return [best_of(task, [cell(plan, rate) for rate in rates]) for plan in plane.runs]
 
 
-def no_worse(task: Task, cell: Cell, best: Cell) -> bool:
-    """Whether the test scores leave it open that the plan is as good as the best one.
+def verdict(task: Task, cell: Cell, best: Cell) -> str:
+    """Whether a plan's scores on test are "better" than the best one's, "no worse", or "worse".
 
-    The differences to the best, seed by seed, have a mean; it is open when the upper end of its
-    confidence interval is not below zero.
+    The differences to the best, seed by seed, have a mean; what counts is on which side of zero its
+    confidence interval lies, or whether it holds zero.
     """
+    if cell is best:
+        return "best"
     sign = 1 if task.score.higher else -1
     mean, half = interval(sign * (cell.test - best.test))
-    return cell is best or mean + half >= 0
+    if math.isnan(half):
+        return ""
+    return "better" if mean - half > 0 else "worse" if mean + half < 0 else "no worse"
 
 
 def table(task: Task, plane: Plane, cells: list[Cell], best: Cell) -> str:
@@ -133,7 +138,7 @@ def table(task: Task, plane: Plane, cells: list[Cell], best: Cell) -> str:
                 write(float(cell.valid.mean())),
                 write(test.mean),
                 written(task, test),
-                "best" if cell is best else "no worse" if no_worse(task, cell, best) else "",
+                verdict(task, cell, best),
                 f"{cell.updates:,}",
                 f"{cell.scored:.0%}",
                 f"{cell.milliseconds:.3g}",
@@ -156,9 +161,10 @@ def draw(run: common.RunFolder, task: Task, plane: Plane, cells: list[Cell], bes
     for ax, anchor in zip(above, plane.anchors, strict=True):
         ax.set_title(f'anchor="{anchor}": test {task.score.name}', fontsize=9)
         for plan, cell in shown.items():
-            if plan.anchor == anchor and no_worse(task, cell, best):
+            found = verdict(task, cell, best)
+            if plan.anchor == anchor and found in MARKERS:
                 x, y = plane.k1.index(plan.k1) + 0.36, plane.k2.index(plan.k2) + 0.32
-                marker, size = ("*", 60) if cell is best else ("o", 14)
+                marker, size = MARKERS[found]
                 ax.scatter(x, y, marker=marker, s=size, color="C3", edgecolor="w", linewidth=0.5)
     for ax, anchor in zip(below, plane.anchors, strict=True):
         ax.set_title(f'anchor="{anchor}": ms for an update', fontsize=9)
@@ -166,7 +172,8 @@ def draw(run: common.RunFolder, task: Task, plane: Plane, cells: list[Cell], bes
     for ax in axes.reshape(2, -1)[:, 0]:
         ax.set_ylabel(f"k2, {task.step}s of gradient")
     figure.suptitle(
-        f"{task.name}, mean of {len(best.test)} networks (star: best on validation, dot: no worse)",
+        f"{task.name}, mean of {len(best.test)} networks "
+        "(star: best on validation; on test, dot: no worse, triangle: better)",
         fontsize=9,
     )
     figure.savefig(run.path / "plane.png")
@@ -211,7 +218,7 @@ def record(task: Task, cell: Cell, best: Cell) -> dict[str, Any]:
         "valid_mean": float(cell.valid.mean()),
         "test_mean": test.mean,
         "test_half_width": None if math.isnan(test.half) else test.half,
-        "no_worse": no_worse(task, cell, best),
+        "against_best": verdict(task, cell, best),
         "updates": cell.updates,
         "scored": cell.scored,
         "milliseconds_per_update": cell.milliseconds,
@@ -251,11 +258,12 @@ def report(
     print(NOTES)
     test = interval(best.test)
     around = "" if math.isnan(test.half) else f", 95% interval {written(task, test)}"
-    as_good = sum(no_worse(task, cell, best) for cell in cells) - 1
+    verdicts = [verdict(task, cell, best) for cell in cells]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("better", "no worse", "worse"))
     print(
         f"\nbest on validation: k1={best.plan.k1}, k2={best.plan.k2}, "
         f'anchor="{best.plan.anchor}" at learning rate {best.rate:g}: test {task.score.name} '
-        f"{task.score.write(test.mean)}{around}; {as_good} of {len(cells) - 1} others are no worse"
+        f"{task.score.write(test.mean)}{around}; of {len(cells) - 1} others {counts}"
     )
     if plane.left_out:
         names = ", ".join(f"({p.k1}, {p.k2}, {p.anchor})" for p in plane.left_out)

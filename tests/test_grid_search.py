@@ -195,15 +195,15 @@ def test_plans_are_compared_seed_by_seed():
     now_and_then = cell([2, 2, 2], [0.9, 2.5, 2.9])
     better_on_test = cell([2, 2, 2], [0.9, 1.9, 2.88])
     assert grid_report.best_of(TASK, [always_a_bit_worse, best]) is best
-    found = [
-        grid_report.no_worse(TASK, c, best)
-        for c in (best, always_a_bit_worse, now_and_then, better_on_test)
-    ]
-    assert found == [True, False, True, True]
+    cells = best, always_a_bit_worse, now_and_then, better_on_test
+    found = [grid_report.verdict(TASK, c, best) for c in cells]
+    assert found == ["best", "worse", "no worse", "better"]
+    single = cell([2], [2])
+    assert grid_report.verdict(TASK, cell([3], [2]), single) == ""
     higher = TASK._replace(score=TASK.score._replace(higher=True))
     assert grid_report.best_of(higher, [best, always_a_bit_worse]) is always_a_bit_worse
-    assert grid_report.no_worse(higher, always_a_bit_worse, best)
-    assert not grid_report.no_worse(higher, better_on_test, best)
+    assert grid_report.verdict(higher, always_a_bit_worse, best) == "better"
+    assert grid_report.verdict(higher, better_on_test, best) == "worse"
     diverged = cell([math.nan, 1, 1], [1, 1, 1])
     assert grid_report.best_of(TASK, [diverged, best]) is best
 

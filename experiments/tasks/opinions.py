@@ -67,7 +67,7 @@ def batches(
     draw = np.random.default_rng((seed, 1, list(PARTS).index(part)))
     if part == "train":
         draw = draw if rng is None else rng
-        short = 0
+        short = round(share * len(lengths))
         lengths[:short] = draw.integers(OPENING, reach, short, endpoint=True)
     texts, labels = invent(draw, lengths)
     # Few shapes to compile, whatever the truncation.
