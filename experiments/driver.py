@@ -184,7 +184,7 @@ def fit(
             jax.block_until_ready(average)
             seconds += time.perf_counter() - begun
             scored += sum(float(w.sum()) for _, w in losses)
-            weight += sum(_weight(batch) for batch in batches[: len(losses)])
+            weight += sum(total_weight(batch) for batch in batches[: len(losses)])
             averaged = dataclasses.replace(state, params=average)
             found = tbptt.evaluate(averaged, valid, task.metrics)
             row = {
@@ -232,7 +232,7 @@ def _steps(batch: tbptt.Batch) -> int:
     return rows * length if batch.mask is None else int(np.sum(batch.mask))
 
 
-def _weight(batch: tbptt.Batch) -> float:
+def total_weight(batch: tbptt.Batch) -> float:
     """The total weight of a batch's losses."""
     rows, length = batch_shape(batch)
     weights = step_weights(batch, 0, length)

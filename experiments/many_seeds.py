@@ -117,7 +117,7 @@ class ManySeeds:
                 states, averages, average, weights, took = step(states, averages, batch)
                 seconds.append(took / max(1, np.count_nonzero(np.asarray(weights))))
                 scored += float(weights[0].sum())
-                weight += driver._weight(batch)
+                weight += driver.total_weight(batch)
                 if not go_on((epoch + (i + 1) / len(batches)) / epochs):
                     return None
             score, loss = self._judge(average, self._valid, how)
