@@ -207,23 +207,15 @@ def run_training(config: Config, prompt: str, temperature: float) -> None:
     if config.k1 > config.piece:
         common.stop(f"--piece: expected at least k1={config.k1}, got {config.piece}")
     run = common.RunFolder.create(config.output_dir, NAME, config)
-    try:
-        text = book.read(config.characters)
-    except DataError as error:
-        common.stop(str(error))
+    text = common.load(book.read, config.characters)
     run.write_json("characters.json", text.characters)
     sizes = ", ".join(f"{len(ids):,} {part}" for part, ids in text.parts.items())
     print(f"{sizes} characters, {len(text.characters)} different ones")
     task = make_task(config, text)
     plan = tbptt.Truncation(config.k1, config.k2, config.anchor)
 
-    def keep(row: dict[str, Any], params: Params | None) -> None:
-        run.log(**row)
-        if params is not None:
-            run.save_params(params)
-
     recipe = Recipe(config.epochs, config.learning_rate, task.averaging, seed=config.seed)
-    trained = driver.fit(task, recipe, Technique(str(plan), plan), keep)
+    trained = driver.fit(task, recipe, Technique(str(plan), plan), run.keep)
     bits = task.score.of(tbptt.evaluate(trained.state, task.batches("test", 1, None)))
     counted = counted_bits(text.parts["train"], text.parts["test"], len(text.characters))
     result = {
@@ -281,10 +273,7 @@ def main(argv: list[str]) -> None:
     if given.sample is not None:
         run_sampling(config.output_dir, given.prompt, given.sample, given.temperature, config.seed)
         return
-    if config.fast:
-        named = common.given_flags(Config)
-        config = dataclasses.replace(config, **{k: v for k, v in FAST.items() if k not in named})
-    run_training(config, given.prompt, given.temperature)
+    run_training(common.with_fast(config, FAST), given.prompt, given.temperature)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
+
+from experiments.packaged import DataError
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -88,6 +90,23 @@ def given_flags(config: type) -> set[str]:
     return {f.name for f in dataclasses.fields(config) if flags.FLAGS[f.name].present}
 
 
+def with_fast(config: C, fast: dict[str, Any]) -> C:
+    """The configuration with the values of --fast, where it is asked for, for what is left open."""
+    if not config.fast:  # pyright: ignore[reportAttributeAccessIssue]
+        return config
+    given = given_flags(type(config))
+    changed = {name: value for name, value in fast.items() if name not in given}
+    return dataclasses.replace(config, **changed)  # pyright: ignore[reportArgumentType]
+
+
+def load(read: Callable[..., T], *arguments: Any) -> T:
+    """What `read` returns; without its data the program ends with what to do."""
+    try:
+        return read(*arguments)
+    except DataError as error:
+        stop(str(error))
+
+
 def stop(message: str) -> typing.NoReturn:
     """End the program with a message for the one who typed the command, and no traceback."""
     sys.exit(f"error: {message}")
@@ -150,6 +169,12 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def keep(self, row: dict[str, Any], params: Any | None) -> None:
+        """Log an epoch, and save its parameters if they are given."""
+        self.log(**row)
+        if params is not None:
+            self.save_params(params)
 
     def save_params(self, params: Any) -> None:
         """Save parameters as arrays under their paths."""

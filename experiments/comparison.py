@@ -16,7 +16,7 @@ import tbptt_jax as tbptt
 from experiments import common, driver
 from experiments.common import flag
 from experiments.driver import Recipe, Technique, Trained
-from experiments.tasks import TASKS, DataError, Task
+from experiments.tasks import TASKS, Task
 from tbptt_jax.windows import batch_shape
 
 PROBE_ROWS = 16
@@ -224,19 +224,11 @@ def compare(
     return results
 
 
-def load(load_task: Callable[[bool], Task], fast: bool) -> Task:
-    """A task; without its data the program ends."""
-    try:
-        return load_task(fast)
-    except DataError as error:
-        common.stop(str(error))
-
-
 def main(name: str, techniques: Callable[[Task, int], list[Technique]]) -> None:
     """Compare the techniques that `(task, steps)` gives, and tell."""
     config = common.from_flags(Config)
     run = common.RunFolder.create(config.output_dir, name, config)
-    task = load(TASKS[config.task], config.fast)
+    task = common.load(TASKS[config.task], config.fast)
     steps = config.steps or task.steps
     if steps >= task.length:
         common.stop(

@@ -8,7 +8,7 @@ sentence does. The sweep cuts wherever a length falls.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from absl import app
@@ -38,7 +38,7 @@ class Config(Budget):
 
 def of_series(config: Config, run: common.RunFolder) -> tuple[Task, list[tuple[Task, Technique]]]:
     """The sweep and the two suggestions, with a figure of what they were read from."""
-    task = comparison.load(lambda fast: series.load(SERIES[config.task], fast), config.fast)
+    task = common.load(series.load, SERIES[config.task], config.fast)
     read = SERIES[config.task]()
     suggestions = {
         name: data.suggest_steps(read.values[: read.train], rule=rule)
@@ -88,16 +88,8 @@ def draw_suggestions(
 def of_reviews(config: Config) -> tuple[Task, list[tuple[Task, Technique]]]:
     """The sweep, and windows that are sentences."""
     chosen = reviews.config(config.fast)
-    loaded: list[Any] = []
-
-    def load(fast: bool) -> Task:
-        del fast  # it is in what was chosen
-        parts, vocabulary = reviews.load_texts(chosen)
-        loaded.extend((parts["train"], vocabulary))
-        return reviews.make_task(chosen, parts, len(vocabulary))
-
-    task = comparison.load(load, config.fast)
-    texts, vocabulary = loaded
+    parts, vocabulary = common.load(reviews.load_texts, chosen)
+    task, texts = reviews.make_task(chosen, parts, len(vocabulary)), parts["train"]
     stops = vocabulary.encode([".", "!", "?"], 3)
     ends = [sentence_ends(ids, stops) for ids in texts.ids]
     steps = data.sentence_steps(ends)

@@ -117,12 +117,9 @@ def count_updates(plan: tbptt.Truncation, batches: list[tbptt.Batch]) -> int:
     """Optimizer steps of a pass: the intervals in which some loss is scored."""
     count = 0
     for batch in batches:
-        _, length = batch_shape(batch)
-        weights = step_weights(batch, 0, length)
-        per_step = np.ones(length) if weights is None else np.asarray(weights).sum(0)
-        count += sum(
-            bool(per_step[i.scored : i.end].sum() > 0) for i in credit.intervals(plan, length)
-        )
+        weights = _weight_of_steps(batch)
+        intervals = credit.intervals(plan, len(weights))
+        count += sum(bool(weights[i.scored : i.end].sum() > 0) for i in intervals)
     return count
 
 
@@ -234,9 +231,14 @@ def _steps(batch: tbptt.Batch) -> int:
 
 def total_weight(batch: tbptt.Batch) -> float:
     """The total weight of a batch's losses."""
+    return float(_weight_of_steps(batch).sum())
+
+
+def _weight_of_steps(batch: tbptt.Batch) -> np.ndarray:
+    """What the losses of each step weigh, all rows together, [T]."""
     rows, length = batch_shape(batch)
     weights = step_weights(batch, 0, length)
-    return float(rows * length if weights is None else np.sum(weights))
+    return np.full(length, rows) if weights is None else np.asarray(weights).sum(0)
 
 
 def _weighted_mean(pairs: list[tuple[jax.Array, jax.Array]]) -> float:

@@ -23,7 +23,6 @@ import tbptt_jax as tbptt
 from experiments import common, driver
 from experiments.common import flag
 from experiments.driver import Recipe, Technique
-from experiments.packaged import DataError
 from experiments.tasks import Task, opinions, reviews
 from tbptt_jax import data
 
@@ -259,20 +258,14 @@ def plot_reviews(result: dict, run: common.RunFolder) -> None:
 def main(argv: list[str]) -> None:
     """Train all networks, and tell."""
     common.no_arguments(argv)
-    config = common.from_flags(Config)
-    if config.fast:
-        given = common.given_flags(Config)
-        config = dataclasses.replace(config, **{k: v for k, v in FAST.items() if k not in given})
+    config = common.with_fast(common.from_flags(Config), FAST)
     check(config)
     options = REVIEWS_FAST if config.fast else {}
     texts = reviews.Config(data_dir=config.data_dir, fast=config.fast, **options)
-    try:
-        # First, since it is what may be missing.
-        parts, vocabulary = reviews.load_texts(texts)
-        if config.fast:
-            parts = {name: some(part) for name, part in parts.items()}
-    except DataError as error:
-        common.stop(str(error))
+    # First, since it is what may be missing.
+    parts, vocabulary = common.load(reviews.load_texts, texts)
+    if config.fast:
+        parts = {name: some(part) for name, part in parts.items()}
     run = common.RunFolder.create(config.output_dir, NAME, config)
     found: dict[str, list[Learnt]] = {}
     for name, regime in regimes(config).items():

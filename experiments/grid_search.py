@@ -24,7 +24,7 @@ from experiments.common import flag
 from experiments.driver import Recipe, Technique
 from experiments.many_seeds import ManySeeds, Network, Outcome, Spread
 from experiments.plane import Plane, make_plane, work
-from experiments.tasks import TASKS, DataError, Task
+from experiments.tasks import TASKS, Task
 from tbptt_jax.types import Anchor
 
 NAME, ROWS, SPREAD, VERSIONS = "grid_search", "rows.jsonl", "spread.json", "versions.json"
@@ -217,10 +217,7 @@ def main(argv: list[str]) -> None:
     """Search, and tell."""
     common.no_arguments(argv)
     config = common.from_flags(Config)
-    try:
-        task = TASKS[config.task](config.fast)
-    except DataError as error:
-        common.stop(str(error))
+    task = common.load(TASKS[config.task], config.fast)
     anchors: list[Anchor] = ["update", "loss"] if config.anchor == "both" else [config.anchor]
     for name, steps in (("k1", config.k1), ("k2", config.k2)):
         if max(steps or [1]) > task.length:

@@ -2,25 +2,19 @@
 
 import dataclasses
 import time
-from typing import Any
 
 import numpy as np
 
 import tbptt_jax as tbptt
 from experiments import common, driver, reviews
 from experiments.driver import Recipe, Technique, Trained
-from experiments.packaged import DataError
 from experiments.tasks.reviews import FAST, Config, Texts, load_texts, make_task
 from experiments.tasks.task import Part, Task
 
 
 def from_flags() -> Config:
     """The run that the command line asks for; --fast changes what it leaves open."""
-    config = common.from_flags(Config)
-    if config.fast:
-        given = common.given_flags(Config)
-        config = dataclasses.replace(config, **{k: v for k, v in FAST.items() if k not in given})
-    return config
+    return common.with_fast(common.from_flags(Config), FAST)
 
 
 def technique(config: Config) -> Technique:
@@ -41,10 +35,7 @@ def recipe(config: Config) -> Recipe:
 
 def load_data(config: Config) -> tuple[dict[Part, Texts], reviews.Vocabulary]:
     """The texts of each part; without them the program ends."""
-    try:
-        return load_texts(config)
-    except DataError as error:
-        common.stop(str(error))
+    return common.load(load_texts, config)
 
 
 def load_run(run: common.RunFolder) -> tuple[Config, reviews.Vocabulary, tbptt.TrainState]:
@@ -67,14 +58,8 @@ def run_training(config: Config, run: common.RunFolder) -> tuple[Task, dict[Part
     vocabulary.save(run.path / "vocabulary.json")
     sizes = ", ".join(f"{len(part.ids):,} {name}" for name, part in parts.items())
     print(f"{sizes} texts, {len(vocabulary):,} words, in {time.perf_counter() - begun:.1f} s")
-
-    def keep(row: dict[str, Any], params: Any) -> None:
-        run.log(**row)
-        if params is not None:
-            run.save_params(params)
-
     task = make_task(config, parts, len(vocabulary))
-    return task, parts, driver.fit(task, recipe(config), technique(config), keep)
+    return task, parts, driver.fit(task, recipe(config), technique(config), run.keep)
 
 
 def judge(task: Task, state: tbptt.TrainState) -> tuple[np.ndarray, np.ndarray]:

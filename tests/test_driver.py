@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tbptt_jax as tbptt
-from experiments import comparison, driver
+from experiments import common, comparison, driver
 from experiments.driver import Recipe, Technique
 from experiments.packaged import DataError
 from experiments.tasks import series
@@ -122,4 +122,4 @@ def test_missing_data_end_the_program_with_what_to_install():
         raise DataError("the waves are not installed; pip install waves")
 
     with pytest.raises(SystemExit, match=r"^error: the waves are not installed; pip"):
-        comparison.load(load, fast=True)
+        common.load(load, True)

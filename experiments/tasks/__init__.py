@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 
-from experiments.packaged import DataError
 from experiments.tasks import book, digits, reviews, series
 from experiments.tasks.task import Score, Task
 
@@ -15,4 +14,4 @@ TASKS: dict[str, Callable[[bool], Task]] = {
     "sunspots": functools.partial(series.load, series.sunspots),
 }
 
-__all__ = ["TASKS", "DataError", "Score", "Task"]
+__all__ = ["TASKS", "Score", "Task"]
