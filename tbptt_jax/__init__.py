@@ -1,11 +1,11 @@
 """Truncated backpropagation through time for JAX and Flax: exact, tested, fast."""
 
 from tbptt_jax import data
+from tbptt_jax.cells import LSTM
 from tbptt_jax.credit import Truncation, credit_matrix
 from tbptt_jax.diagnostics import Bias, CreditByLag, compare_gradients, credit_by_lag, gradient_bias
 from tbptt_jax.evaluation import evaluate, predict
 from tbptt_jax.gradients import window_value_and_grad
-from tbptt_jax.lstm import LSTM
 from tbptt_jax.model import SequenceModel, Stack, functional
 from tbptt_jax.train import TrainState, gradient, train_step
 from tbptt_jax.types import Batch, Metrics, Model

@@ -1,7 +1,6 @@
 """Models: from flax nnx modules to pure functions over a parameter pytree."""
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tbptt_jax.recurrence import step_shape, unroll
+from tbptt_jax import cells
+from tbptt_jax.cells import cell_carry
 from tbptt_jax.types import Array, Carry, Model, Params
 
 
@@ -97,18 +97,9 @@ class Stack(nnx.Module):
         return tuple(ends), xs, tuple(stacks)
 
 
-def cell_carry(cell: Any, input_shape: Any, rngs: nnx.Rngs) -> Carry:
-    """The cell's initial carry; flax's cells want `rngs` even for zeros, others may not take it."""
-    if "rngs" in inspect.signature(cell.initialize_carry).parameters:
-        return cell.initialize_carry(input_shape, rngs=rngs)
-    return cell.initialize_carry(input_shape)
-
-
 def _unroll_cell(cell, carry, xs, mask, reset):
-    if hasattr(cell, "unroll"):
-        return cell.unroll(carry, xs, mask, reset)
-    initial = None if reset is None else cell_carry(cell, step_shape(xs), nnx.Rngs(0))
-    return unroll(cell, carry, xs, mask, reset, initial)
+    unroll = cell.unroll if hasattr(cell, "unroll") else functools.partial(cells.unroll, cell)
+    return unroll(carry, xs, mask, reset)
 
 
 def _check_core(name, core):

@@ -1,0 +1,215 @@
+"""The fused recurrence: a scan over a cell's gates, with its reverse pass written out.
+
+What a plain scan under autodiff does step by step is done here for many steps at once: one matrix
+product projects their inputs, and one product forms the gradient of the weights when the reverse
+steps are done, which then hold a single product each, d_zh W^T. Kept for the reverse pass are the
+gates and the carries, nothing else. A cell gives its elementwise part; the products, the masks and
+the resets are here.
+
+"Many steps" is the whole window on an accelerator and, on a CPU, a chunk whose projections stay in
+the cache. Chunks halve the memory of a window and, where it is large, do away with the page faults
+of fresh memory at every call: 30 of 100 ms in a trial (LOG.md).
+
+The gradient is a `jax.custom_vjp`: reverse mode of any order and forward over reverse work, forward
+mode alone (`jax.jvp` of an unroll) raises JAX's TypeError.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from tbptt_jax.recurrence import marked_step, select
+from tbptt_jax.types import Array
+
+# Leaves [B, hidden]. The last is the hidden state: what the recurrent weights multiply, and the
+# output.
+Carry: TypeAlias = tuple[jax.Array, ...]
+
+# The projections of a chunk, in bytes, and its least and most steps: near the best of the sizes
+# that were tried (LOG.md).
+CHUNK_BYTES, LEAST_STEPS, MOST_STEPS = 2**20, 4, 16
+
+
+class Gates(NamedTuple):
+    """The elementwise part of a cell; arrays are [B, ...].
+
+    Attributes:
+      step: `(carry, zx, zh) -> (carry, saved)`, one step, given the projections of the input and
+        of the hidden state.
+      pull: `(before, saved, d_after) -> (d_before, dz)`, its transpose, but for what goes through
+        the projections.
+      to_x, to_h: dz, of any leading shape, to the cotangents of zx and of zh.
+    """
+
+    step: Callable[[Carry, jax.Array, jax.Array], tuple[Carry, jax.Array]]
+    pull: Callable[[Carry, jax.Array, Carry], tuple[Carry, jax.Array]]
+    to_x: Callable[[jax.Array], jax.Array]
+    to_h: Callable[[jax.Array], jax.Array]
+
+
+class Weights(NamedTuple):
+    """zx = inputs @ x + bias and zh = hidden @ h."""
+
+    x: jax.Array
+    h: jax.Array
+    bias: jax.Array
+
+
+class Steps(NamedTuple):
+    """What the steps are given, time first: leaves [T, B, ...]."""
+
+    xs: Any
+    mask: Any
+    reset: Any
+
+
+def unroll(
+    gates: Gates,
+    weights: Weights,
+    carry: Carry,
+    xs: Array,
+    mask: Array | None,
+    reset: Array | None,
+    initial: Carry | None,
+) -> tuple[Carry, jax.Array, Carry]:
+    """As `recurrence.unroll`, for a cell given by its gates and weights; xs is [B, T, features]."""
+    steps = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), Steps(xs, mask, reset))
+    length, rows = steps.xs.shape[:2]
+    size = _chunk_steps(length, rows * weights.bias.nbytes)
+    parts = []
+    # What the last chunk leaves over is a chunk of its own.
+    for start, stop in ((0, length - length % size), (length - length % size, length)):
+        if start < stop:
+            part = jax.tree.map(lambda a, i=start, j=stop: a[i:j], steps)
+            count = min(size, stop - start)
+            results: Any = _run(gates, count, weights, carry, part, initial)
+            carry, *outputs = results
+            parts.append(outputs)
+    ys, carries = jax.tree.map(lambda *a: jnp.concatenate(a) if len(a) > 1 else a[0], *parts)
+    return carry, jnp.swapaxes(ys, 0, 1), carries
+
+
+def _chunk_steps(steps: int, bytes_per_step: int) -> int:
+    """How many steps are projected at once: where one is near, a divisor of `steps`."""
+    if jax.default_backend() != "cpu":
+        return steps
+    size = min(steps, max(LEAST_STEPS, min(MOST_STEPS, CHUNK_BYTES // bytes_per_step)))
+    return next((k for k in range(size, size // 2, -1) if steps % k == 0), size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(gates, size, weights, carry, steps, initial):
+    """Chunks of `size` steps: the carry after them, the outputs, the carry after each."""
+    return _forward(gates, size, weights, carry, steps, initial, keep=False)[0]
+
+
+def _forward(gates, size, weights, carry, steps, initial, keep):
+    def one(carry, zx):
+        new, saved = gates.step(carry, zx, carry[-1] @ weights.h)
+        return new, (new[-1], saved if keep else None)
+
+    def step(carry, given):
+        after, (y, saved) = marked_step(one, carry, given.xs, given.mask, given.reset, initial)
+        # Without a mask the output is the hidden state of the carry; there is one copy of it.
+        return after, (after, None if given.mask is None else y, saved)
+
+    def chunk(carry, part):
+        zx = part.xs @ weights.x + weights.bias[None, None]
+        return jax.lax.scan(step, carry, part._replace(xs=zx))
+
+    carry, kept = jax.lax.scan(chunk, carry, _cut(steps, size))
+    carries, ys, saved = _join(kept)
+    return (carry, carries[-1] if ys is None else ys, carries), saved
+
+
+def _run_forward(gates, size, *arguments: Any):
+    # With symbolic_zeros every array comes with whether anyone asks for its gradient.
+    arguments = jax.tree.map(lambda a: a.value, arguments, is_leaf=lambda a: hasattr(a, "value"))
+    weights, carry, steps, initial = arguments
+    results, saved = _forward(gates, size, weights, carry, steps, initial, keep=True)
+    return results, (*arguments, results[-1], saved)
+
+
+def _run_reverse(gates, size, kept, cotangents):
+    weights, carry, steps, initial, carries, saved = kept
+    # Most that could be asked for is not: no loss looks at the carries.
+    d_end, d_ys, d_carries = cotangents
+    d_ys = None if _is_zero(d_ys) else d_ys
+    d_carries = None if all(map(_is_zero, d_carries)) else _filled(d_carries)
+    x_back, h_back = weights.x.T, weights.h.T
+    nothing = jax.tree.map(jnp.zeros_like, carry)
+
+    def step(loop, given):
+        d_after, d_initial = loop
+        before, saved, mask, reset, d_y, d_kept = given
+        if d_kept is not None:
+            d_after = _add(d_after, d_kept)
+        d_new = d_after if mask is None else select(mask, d_after, nothing)
+        if d_y is not None:
+            d_new = (*d_new[:-1], d_new[-1] + d_y)
+        d_before, dz = gates.pull(before, saved, d_new)
+        d_before = (*d_before[:-1], d_before[-1] + gates.to_h(dz) @ h_back)
+        if mask is not None:
+            d_before = _add(d_before, select(mask, nothing, d_after))
+        if reset is not None:
+            d_initial = _add(d_initial, select(reset, d_before, nothing))
+            d_before = select(reset, nothing, d_before)
+        return (d_before, d_initial), dz
+
+    def chunk(loop, part):
+        loop, d_weights = loop
+        start, (steps, after, saved, d_ys, d_carries) = part
+        before = jax.tree.map(lambda s, a: jnp.concatenate([s[None], a[:-1]]), start, after)
+        if steps.reset is not None:
+            before = jax.vmap(select, (0, None, 0))(steps.reset, initial, before)
+        given = before, saved, steps.mask, steps.reset, d_ys, d_carries
+        loop, dz = jax.lax.scan(step, loop, given, reverse=True)
+        # [steps, B, ...] as rows of one matrix: products with two contracted axes are slower.
+        xs, hs, dz = (a.reshape(-1, a.shape[-1]) for a in (steps.xs, before[-1], dz))
+        d_zx, d_zh = gates.to_x(dz), gates.to_h(dz)
+        found = Weights(xs.T @ d_zx, hs.T @ d_zh, d_zx.sum(0))
+        d_xs = (d_zx @ x_back).reshape(steps.xs.shape)
+        return (loop, _add(d_weights, found)), d_xs
+
+    starts = jax.tree.map(
+        lambda first, after: jnp.concatenate([first[None], after[size - 1 : -1 : size]]),
+        carry,
+        carries,
+    )
+    parts = starts, _cut((steps, carries, saved, d_ys, d_carries), size)
+    d_initial = None if steps.reset is None else nothing
+    loop = (_filled(d_end), d_initial), jax.tree.map(jnp.zeros_like, weights)
+    ((d_carry, d_initial), d_weights), d_xs = jax.lax.scan(chunk, loop, parts, reverse=True)
+    return d_weights, d_carry, Steps(_join(d_xs), None, None), d_initial
+
+
+_run.defvjp(_run_forward, _run_reverse, symbolic_zeros=True)
+
+
+def _cut(tree: Any, size: int) -> Any:
+    """[T, ...] to [T / size, size, ...]."""
+    return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), tree)
+
+
+def _join(tree: Any) -> Any:
+    """[T / size, size, ...] to [T, ...]."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _is_zero(cotangent: Any) -> bool:
+    return isinstance(cotangent, SymbolicZero)
+
+
+def _filled(cotangents: Any) -> Any:
+    """With arrays of zeros for what is known to be zero."""
+    return jax.tree.map(
+        lambda d: jnp.zeros(d.shape, d.dtype) if _is_zero(d) else d, cotangents, is_leaf=_is_zero
+    )

@@ -1,0 +1,187 @@
+"""The fused recurrence is the plain scan of flax's own step, in value and in every derivative."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import tbptt_jax as tbptt
+from tbptt_jax import cells, fused, recurrence
+from tests.networks import F64, LearntLSTM, as_numpy, assert_close
+
+B, FEATURES, HIDDEN = 2, 2, 3
+CELLS = {"lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell, "learnt lstm": LearntLSTM}
+
+
+def make(kind: Any, **options: Any) -> tuple[Any, Any]:
+    """A cell's graph and random parameters."""
+    graph, params = nnx.split(
+        kind(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **(F64 | options)), nnx.Param
+    )
+    return graph, normal(params, 1)
+
+
+def normal(tree: Any, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), tree)
+
+
+def initial_carry(cell: Any) -> Any:
+    return cell.initialize_carry((B, FEATURES), rngs=nnx.Rngs(0))
+
+
+def both(graph: Any, length: int, marks: str) -> tuple[Any, Any]:
+    """(params, carry, xs) to what the fused and the plain unroll return."""
+    rng = np.random.default_rng(length)
+    mask = jnp.asarray(rng.random((B, length)) > 0.3) if "m" in marks else None
+    reset = jnp.asarray(rng.random((B, length)) < 0.3) if "r" in marks else None
+
+    def quick(params, carry, xs):
+        return cells.unroll(nnx.merge(graph, params), carry, xs, mask, reset)
+
+    def plain(params, carry, xs):
+        cell = nnx.merge(graph, params)
+        return recurrence.unroll(cell, carry, xs, mask, reset, initial_carry(cell))
+
+    return quick, plain
+
+
+def arguments(graph: Any, params: Any, length: int) -> tuple[Any, Any, Any]:
+    carry = normal(initial_carry(nnx.merge(graph, params)), 2)
+    return params, carry, normal(jnp.zeros((B, length, FEATURES)), 3)
+
+
+@pytest.fixture(autouse=True)
+def fused_only(monkeypatch):
+    """A cell that is not fused would agree with itself."""
+    monkeypatch.setattr(cells, "scan", None)
+
+
+# Of one step, of less than a chunk, of whole chunks, and of chunks with steps left over.
+@pytest.mark.parametrize(
+    ("length", "marks"), [(1, "r"), (3, "m"), (32, ""), (37, "mr"), (37, "m"), (32, "r")]
+)
+@pytest.mark.parametrize("kind", CELLS)
+def test_values_and_gradients_are_those_of_the_plain_scan(kind, length, marks):
+    graph, params = make(CELLS[kind])
+    quick, plain = both(graph, length, marks)
+    given = arguments(graph, params, length)
+    result, pull = jax.vjp(jax.jit(plain), *given)
+    # A cotangent for everything that comes out reaches every path of the gradient.
+    cotangent = normal(result, 4)
+    expected = as_numpy((result, pull(cotangent)))
+    result, pull = jax.vjp(jax.jit(quick), *given)
+    assert_close(as_numpy((result, pull(cotangent))), expected, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("output", ["end", "ys", "carries"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_each_output_alone_has_its_gradient(kind, output):
+    graph, params = make(CELLS[kind])
+    given = arguments(graph, params, 18)
+
+    def loss(run, *given):
+        outputs = dict(zip(("end", "ys", "carries"), run(*given), strict=True))[output]
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs))
+
+    found, expected = (
+        jax.jit(jax.grad(functools.partial(loss, run), argnums=(0, 1, 2)))(*given)
+        for run in both(graph, 18, "m")
+    )
+    assert_close(as_numpy(found), as_numpy(expected), tolerance=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_second_derivatives_and_batches_of_networks_are_there(kind):
+    graph, params = make(CELLS[kind])
+    params, carry, xs = arguments(graph, params, 18)
+    direction = normal(params, 5)
+
+    def derivatives(run):
+        def loss(params):
+            return jnp.sum(jnp.sin(run(params, carry, xs)[1]))
+
+        def slope(params):
+            return jnp.vdot(*(jnp.concatenate([a.ravel() for a in jax.tree.leaves(t)])
+                              for t in (jax.grad(loss)(params), direction)))  # fmt: skip
+
+        stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, direction)
+        return {
+            "reverse over reverse": jax.grad(slope)(params),
+            "forward over reverse": jax.jvp(jax.grad(loss), (params,), (direction,))[1],
+            "of two networks": jax.vmap(jax.grad(loss))(stacked),
+        }
+
+    found, expected = (jax.jit(lambda run=run: derivatives(run))() for run in both(graph, 18, ""))
+    assert_close(as_numpy(found), as_numpy(expected), tolerance=1e-11)
+
+
+def test_a_forward_pass_keeps_no_gates():
+    graph, params = make(nnx.OptimizedLSTMCell)
+    quick, _ = both(graph, 1000, "")
+    given = arguments(graph, params, 1000)
+    gates = 1000 * B * 4 * HIDDEN * 8
+
+    def temporary(function):
+        analysis: Any = jax.jit(function).lower(*given).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    assert temporary(lambda *given: quick(*given)[0]) < gates / 4
+    assert temporary(jax.grad(lambda *given: quick(*given)[1].sum())) > gates
+
+
+class Overruled(tbptt.LSTM):
+    """An LSTM with a step of its own."""
+
+    def __call__(self, carry, x):  # pyright: ignore
+        carry, y = super().__call__(carry, x)
+        return carry, 2 * y
+
+
+UNUSUAL = {
+    "another activation": lambda: make(nnx.OptimizedLSTMCell, activation_fn=nnx.relu),
+    "another gate": lambda: make(nnx.GRUCell, gate_fn=nnx.hard_sigmoid),
+    "a step of its own": lambda: make(Overruled),
+    "mixed precision": lambda: make(nnx.GRUCell, dtype=jnp.bfloat16, param_dtype=jnp.float32),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_another_arithmetic_is_the_cells_own(kind, monkeypatch):
+    monkeypatch.setattr(cells, "scan", recurrence.unroll)
+    monkeypatch.setattr(fused, "unroll", None)
+    graph, params = UNUSUAL[kind]()
+    quick, plain = both(graph, 9, "mr")
+    params, carry, xs = arguments(graph, params, 9)
+    xs = xs.astype(jax.tree.leaves(params)[0].dtype)
+    tolerance = 1e-2 if kind == "mixed precision" else 1e-12
+    assert_close(
+        as_numpy(jax.jit(quick)(params, carry, xs)),
+        as_numpy(jax.jit(plain)(params, carry, xs)),
+        tolerance=tolerance,
+    )
+
+
+def test_a_layer_put_in_the_place_of_another_is_used(monkeypatch):
+    monkeypatch.setattr(cells, "scan", recurrence.unroll)
+    cell = nnx.OptimizedLSTMCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **F64)
+    layered: Any = cell
+    layered.dense_i = nnx.LoRA(
+        FEATURES, 2, 4 * HIDDEN, base_module=cell.dense_i, rngs=nnx.Rngs(1), **F64
+    )
+    graph, params = nnx.split(layered, (nnx.Param, nnx.LoRAParam))
+    quick, plain = both(graph, 5, "")
+    given = arguments(graph, normal(params, 1), 5)
+    assert_close(as_numpy(quick(*given)), as_numpy(plain(*given)), tolerance=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(1, 1), (15, 15), (30, 15), (31, 16), (100, 10)])
+def test_a_chunk_is_a_divisor_of_the_steps_where_one_is_near(steps, size):
+    assert fused._chunk_steps(steps, bytes_per_step=8) == size
+    assert fused._chunk_steps(steps, bytes_per_step=2**30) == min(
+        steps, {30: 3, 15: 3}.get(steps, 4)
+    )
