@@ -89,7 +89,7 @@ def unroll(
             results: Any = _run(gates, count, weights, carry, part, initial)
             carry, *outputs = results
             parts.append(outputs)
-    ys, carries = jax.tree.map(lambda *a: jnp.concatenate(a) if len(a) > 1 else a[0], *parts)
+    ys, carries = jax.tree.map(lambda *a: jnp.concatenate(a) if a[1:] else a[0], *parts)
     return carry, jnp.swapaxes(ys, 0, 1), carries
 
 
