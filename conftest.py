@@ -19,7 +19,9 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # jax_numpy_dtype_promotion stays "standard": under "strict" optax.adam itself raises.
 
-# A test compiles what it tests, whatever the environment says of a persistent cache.
+# A test compiles what it tests, here and in the processes that it starts, whatever the environment
+# says of a persistent cache.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 jax.config.update("jax_enable_compilation_cache", False)
 
 

@@ -161,7 +161,7 @@ TABLES = {"windows": windows, "single": single_steps, "lookback": lookback, "epo
 
 def main(argv: list[str]) -> None:
     """Print the tables."""
-    common.no_arguments(argv)
+    common.begin(argv)
     versions = {n: importlib.metadata.version(n) for n in ("torch", "keras")}
     print(" ".join(f"{name} {v}," for name, v in (common.versions() | versions).items()))
     for name in flags.FLAGS.tables:

@@ -180,7 +180,7 @@ def nnx_rnn(job: Job) -> Run:
 def keras(job: Job) -> Run:
     """`train_on_batch` of a Keras model on JAX, which begins each window with an empty carry."""
     os.environ["KERAS_BACKEND"] = "jax"
-    import keras
+    import keras  # pyright: ignore[reportMissingImports]
 
     given = problem(job)
     model = keras.Sequential(
@@ -203,7 +203,7 @@ def keras(job: Job) -> Run:
 
 def torch(job: Job) -> Run:
     """`torch.nn.LSTM` and `detach`; where k2 > k1 a window is replayed from a state kept for it."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if job.batches:
         return torch_epoch(job)
@@ -289,7 +289,7 @@ def our_epoch(job: Job) -> Run:
 
 def torch_epoch(job: Job) -> Run:
     """The same network, batches, losses and updates in PyTorch; padding is read like words."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     config, _, words, batches = epoch_batches(job)
     embed = torch.nn.Embedding(words, config.embedding)

@@ -263,7 +263,7 @@ def run_sampling(
 
 def main(argv: list[str]) -> None:
     """Train, or sample where --sample is given."""
-    common.no_arguments(argv)
+    common.begin(argv)
     given = flags.FLAGS
     if not given.prompt:
         common.stop("--prompt: expected at least one character, got none")

@@ -112,10 +112,17 @@ def stop(message: str) -> typing.NoReturn:
     sys.exit(f"error: {message}")
 
 
-def no_arguments(argv: list[str]) -> None:
-    """Refuse what is no flag."""
+def begin(argv: list[str]) -> None:
+    """Refuse what is no flag, and keep what will be compiled for the next run.
+
+    JAX_COMPILATION_CACHE_DIR names another folder for it than the user's cache, and
+    JAX_ENABLE_COMPILATION_CACHE=false does without.
+    """
     if len(argv) > 1:
         stop(f"unexpected arguments {argv[1:]}; write --name=value")
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = pathlib.Path.home() / ".cache" / "tbptt_jax"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 class RunFolder:

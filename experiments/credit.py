@@ -202,7 +202,7 @@ def draw_words(words: list[str], norms: dict[str, np.ndarray], path: pathlib.Pat
 
 def main(argv: list[str]) -> None:
     """Train or load, then look."""
-    common.no_arguments(argv)
+    common.begin(argv)
     config = training.from_flags()
     if flags.FLAGS.run is None:
         run = common.RunFolder.create(config.output_dir, NAME, config)

@@ -165,7 +165,7 @@ def draw(task: Task, results: list[Result], run: common.RunFolder, title: str) -
 
 def main(argv: list[str]) -> None:
     """Find what the data suggest, train with it and with the sweep, and tell."""
-    common.no_arguments(argv)
+    common.begin(argv)
     config = common.from_flags(Config)
     run = common.RunFolder.create(config.output_dir, NAME, config)
     task, jobs = of_reviews(config) if config.task == "reviews" else of_series(config, run)

@@ -42,7 +42,7 @@ def techniques(task: Task, steps: int) -> list[Technique]:
 
 def main(argv: list[str]) -> None:
     """Compare."""
-    common.no_arguments(argv)
+    common.begin(argv)
     comparison.main("full_bptt", techniques)
 
 

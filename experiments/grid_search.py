@@ -215,7 +215,7 @@ def resume_command(run: common.RunFolder, config: Config) -> str:
 
 def main(argv: list[str]) -> None:
     """Search, and tell."""
-    common.no_arguments(argv)
+    common.begin(argv)
     config = common.from_flags(Config)
     task = common.load(TASKS[config.task], config.fast)
     anchors: list[Anchor] = ["update", "loss"] if config.anchor == "both" else [config.anchor]

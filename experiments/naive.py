@@ -29,7 +29,7 @@ def techniques(task: Task, steps: int) -> list[Technique]:
 
 def main(argv: list[str]) -> None:
     """Compare."""
-    common.no_arguments(argv)
+    common.begin(argv)
     comparison.main("naive", techniques)
 
 

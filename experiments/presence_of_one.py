@@ -115,7 +115,7 @@ def draw(config: Config, found: dict[tuple[str, str], np.ndarray], run: common.R
 
 def main(argv: list[str]) -> None:
     """Train all networks, and tell."""
-    common.no_arguments(argv)
+    common.begin(argv)
     config = common.from_flags(Config)
     if config.fast:
         config = dataclasses.replace(config, seeds=3, updates=300)

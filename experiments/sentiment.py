@@ -157,7 +157,7 @@ def run_prediction(output_dir: str | None, text: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Train, or predict where --predict is given."""
-    common.no_arguments(argv)
+    common.begin(argv)
     config = training.from_flags()
     if flags.FLAGS.predict is not None:
         run_prediction(config.output_dir, flags.FLAGS.predict)

@@ -64,6 +64,25 @@ def test_the_same_seed_gives_the_same_parameters(data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_one_run_compiles_serves_the_next(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    kept = []
+    for name in ("first", "second"):
+        folders = f"--data_dir={data_dir}", f"--output_dir={tmp_path / name}"
+        done = run(NAME, *SMALL, "--epochs=1", *folders)
+        assert done.returncode == 0, done.stderr
+        kept.append(sorted((tmp_path / ".cache" / "tbptt_jax").iterdir()))
+    assert any("train_step" in path.name for path in kept[0])
+    assert kept[1] == kept[0]
+    first, second = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("first", "second")
+    )
+    assert first["test_accuracy"] == second["test_accuracy"]
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_keeps_what_was_learnt(data_dir, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
