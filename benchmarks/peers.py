@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from benchmarks.sides import Job
+from benchmarks.job import Job
 from experiments import common
 
 WINDOWS = 4
@@ -99,64 +99,93 @@ def ratio(found: dict[str, list[float]], peer: str) -> float:
     return statistics.median(p / o for p, o in zip(found[peer], found["ours"], strict=True))
 
 
-def windows(turns: int) -> str:
-    """A window of T steps an update, k1 = k2 = T."""
-    rows, against_torch, against_jax = [], [], []
-    for shape in SHAPES:
-        batch, steps, features, hidden = shape
-        one = job(batch, WINDOWS * steps, features, hidden, steps, steps)
-        found = measure(one, ("ours", "torch", *JAX_PEERS, "matmul"), turns)
-        ours = statistics.median(found["ours"])
+def table(first: str, jobs: dict[str, Job], peers: Sequence[str], turns: int) -> str:
+    """A row for each job: our time and rate, the ratios, and our share of the matmul rate."""
+    ratios: dict[str, list[float]] = {peer: [] for peer in peers}
+    rows = []
+    for name, job in jobs.items():
+        found = measure(job, ("ours", *peers, "matmul"), turns)
+        ours, updates = statistics.median(found["ours"]), job.length // job.k1
+        for peer in peers:
+            ratios[peer].append(ratio(found, peer))
         rate = 2 * 1024**3 / statistics.median(found["matmul"])
-        ratios = [ratio(found, peer) for peer in ("torch", *JAX_PEERS)]
-        against_torch.append(ratios[0])
-        against_jax.append(min(ratios[1:]))
-        share = f"{flops(one) / ours / rate:.0%}"
-        rows.append(
-            [str(shape), f"{1e3 * ours / WINDOWS:.2f}", *(f"{r:.2f}" for r in ratios), share]
-        )
-    means = [statistics.geometric_mean(r) for r in (against_torch, against_jax)]
-    head = ["batch, T, in, hidden", "ours, ms", "torch", *JAX_PEERS, "share of matmul rate"]
-    return (
-        common.table(head, rows)
-        + f"\n\ngeometric means: {means[0]:.2f} against torch, {means[1]:.2f} against the best of "
-        "the others in each row"
-    )
+        times = [f"{1e3 * ours / updates:.3g}", f"{updates / ours:,.0f}"]
+        share = f"{flops(job) / ours / rate:.0%}"
+        rows.append([name, *times, *(f"{ratios[peer][-1]:.2f}" for peer in peers), share])
+    text = common.table([first, "ours, ms", "updates/s", *peers, "of the matmul rate"], rows)
+    others = [peer for peer in peers if peer != "torch"]
+    means = [f"{statistics.geometric_mean(ratios['torch']):.2f} against torch"]
+    if others:
+        best = [min(row) for row in zip(*(ratios[peer] for peer in others), strict=True)]
+        means.append(f"{statistics.geometric_mean(best):.2f} against the best other of each row")
+    return f"{text}\n\ngeometric means: {', '.join(means)}"
+
+
+def windows(turns: int) -> str:
+    """An update for every window of T steps, k1 = k2 = T, four windows a call."""
+    jobs = {str(s): job(s[0], WINDOWS * s[1], *s[2:], s[1], s[1]) for s in SHAPES}
+    return table("batch, T, in, hidden", jobs, ("torch", *JAX_PEERS), turns)
 
 
 def single_steps(turns: int) -> str:
     """TBPTT(1, 1), an update for each of 200 steps."""
-    rows = []
-    for batch, features, hidden in ((1, 16, 32), (32, 64, 128)):
-        one = job(batch, 200, features, hidden, 1, 1)
-        found = measure(one, ("ours", "torch", *JAX_PEERS), turns)
-        rate = one.length / statistics.median(found["ours"])
-        ratios = [f"{ratio(found, peer):.1f}" for peer in ("torch", *JAX_PEERS)]
-        rows.append([str((batch, features, hidden)), f"{rate:,.0f}", *ratios])
-    return common.table(["batch, in, hidden", "updates/s", "torch", *JAX_PEERS], rows)
+    jobs = {str(s): job(s[0], 200, *s[1:], 1, 1) for s in ((1, 16, 32), (32, 64, 128))}
+    return table("batch, in, hidden", jobs, ("torch", *JAX_PEERS), turns)
 
 
 def lookback(turns: int) -> str:
-    """k2 > k1; the other JAX libraries have no such thing."""
-    rows = []
-    for k1, k2 in ((1, 5), (10, 50), (30, 60)):
-        one = job(32, 300, 64, 128, k1, k2)
-        found = measure(one, ("ours", "torch"), turns)
-        rate = one.length / k1 / statistics.median(found["ours"])
-        rows.append([f"k1 = {k1}, k2 = {k2}", f"{rate:,.0f}", f"{ratio(found, 'torch'):.2f}"])
-    return common.table(["batch 32, in 64, hidden 128", "updates/s", "torch"], rows)
+    """k2 > k1, 300 steps; the other JAX libraries have no such thing."""
+    plans = ((1, 5), (10, 50), (30, 60))
+    jobs = {f"k1 = {k1}, k2 = {k2}": job(32, 300, 64, 128, k1, k2) for k1, k2 in plans}
+    return table("batch 32, in 64, hidden 128", jobs, ("torch",), turns)
 
 
 def epoch(turns: int) -> str:
-    """The sentiment job's first 40 batches of an epoch, windows of 30 words."""
-    found = measure(Job(batches=40), ("ours", "torch"), max(3, turns // 4))
-    ours = statistics.median(found["ours"])
+    """The first 40 batches of the sentiment job, windows of 30 words; two Adams of PyTorch's."""
+    peers = ("torch", "torch, fused Adam")
+    found = measure(Job(batches=40), ("ours", *peers), max(3, turns // 4))
+    ours = f"{statistics.median(found['ours']):.2f} s"
     return common.table(
-        ["40 batches", "torch"], [[f"{ours:.2f} s", f"{ratio(found, 'torch'):.2f}"]]
+        ["ours", *peers], [[ours, *(f"{ratio(found, peer):.2f}" for peer in peers)]]
     )
 
 
-TABLES = {"windows": windows, "single": single_steps, "lookback": lookback, "epoch": epoch}
+def seeds(turns: int) -> str:
+    """Thirty networks: one call of `vmap`, one of `lax.map`, and thirty calls."""
+    ways = ("ours", "in turn", "alone")
+    rows = []
+    for k in (5, 30, 120):
+        one = dataclasses.replace(job(3, 120, 1, 32, k, k), networks=30)
+        found = measure(one, ways, turns)
+        ours = f"{1e3 * statistics.median(found['ours']):.1f}"
+        rows.append([f"{k}", ours, *(f"{ratio(found, way):.2f}" for way in ways[1:])])
+    return common.table(["k1 = k2", "vmap, ms", "lax.map", "30 calls"], rows)
+
+
+def first_update(turns: int) -> str:
+    """Seconds from an empty process that has JAX or PyTorch to import, to the first loss."""
+    del turns
+    rows = []
+    for shape in SHAPES[:3]:
+        batch, steps, features, hidden = shape
+        one = job(batch, WINDOWS * steps, features, hidden, steps, steps)
+        found = []
+        for name in ("ours", "torch", *JAX_PEERS):
+            side = Side(name, one)
+            found.append(f"{side.ready['first']:.1f}")
+            side.end()
+        rows.append([str(shape), *found])
+    return common.table(["batch, T, in, hidden", "ours", "torch", *JAX_PEERS], rows)
+
+
+TABLES = {
+    "windows": windows,
+    "single": single_steps,
+    "lookback": lookback,
+    "epoch": epoch,
+    "seeds": seeds,
+    "first": first_update,
+}
 
 
 def main(argv: list[str]) -> None:

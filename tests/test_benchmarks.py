@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from benchmarks import sides
-from benchmarks.sides import Job
+from benchmarks.job import Job
 from tests.command_line import run
 
 
@@ -33,7 +33,7 @@ def test_a_benchmark_prints_its_table(module, arguments, row):
 def test_the_peers_train_as_we_do(k1, length, peers):
     job = Job(rows=2, features=3, hidden=4, length=length, k1=k1, k2=k1)
     with jax.numpy_rank_promotion("allow"):  # Keras cannot do without
-        runs = {name: sides.SIDES[name](job) for name in ("ours", *peers) if can_run(name)}
+        runs = {name: sides.make(name, job) for name in ("ours", *peers) if can_run(name)}
         # The losses of later calls are those of parameters that earlier ones have trained.
         losses = {name: [side() for _ in range(3)] for name, side in runs.items()}
     for name in runs:
@@ -48,5 +48,5 @@ def can_run(name):
 @pytest.mark.parametrize(("k1", "k2"), [(1, 3), (2, 5), (3, 4)])
 def test_pytorch_by_hand_looks_back_as_we_do(k1, k2):
     job = Job(rows=2, features=3, hidden=4, length=12, k1=k1, k2=k2)
-    ours, torch = (sides.SIDES[name](job) for name in ("ours", "torch"))
+    ours, torch = (sides.make(name, job) for name in ("ours", "torch"))
     assert [ours() for _ in range(3)] == pytest.approx([torch() for _ in range(3)], rel=1e-4)

@@ -1,0 +1,190 @@
+"""What people would use instead: flax and Keras on JAX, and PyTorch. Each imports what it needs."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.job import RATE, Job, Problem, Run, cell_params, epoch_batches, problem, windows
+
+
+def by_hand(job: Job, unroll: Callable[[Any, Any, Any], Any]) -> Run:
+    """A jitted step for a window of a flax cell, called from a loop; the carry is handed on."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    given, rngs = problem(job), nnx.Rngs(0)
+    cell = nnx.OptimizedLSTMCell(job.features, job.hidden, rngs=rngs)
+    graph, _ = nnx.split(cell)
+    head, _ = nnx.split(nnx.Linear(job.hidden, 1, rngs=rngs))
+    params = jax.tree.map(jnp.asarray, cell_params(given))
+    optimizer = optax.sgd(RATE)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, opt_state, carry, x, y):
+        def loss(params):
+            end, ys = unroll(nnx.merge(graph, params["core"]), carry, x)
+            outputs = nnx.merge(head, params["readout"])(ys)
+            return optax.losses.squared_error(outputs, y).mean(), end
+
+        (value, carry), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, carry, value
+
+    opt_state = optimizer.init(params)
+    first = cell.initialize_carry((job.rows, job.features), nnx.Rngs(0))
+    pieces = windows(job, jnp.asarray(given.x), jnp.asarray(given.y))
+
+    def run() -> float:
+        nonlocal params, opt_state
+        carry, values = first, []
+        for x, y in pieces:
+            params, opt_state, carry, value = step(params, opt_state, carry, x, y)
+            values.append(value)
+        return float(jnp.stack(values).mean())
+
+    return run
+
+
+def flax_scan(job: Job) -> Run:
+    """flax's cell under `lax.scan`."""
+    import jax
+    import jax.numpy as jnp
+
+    def unroll(cell, carry, x):
+        carry, ys = jax.lax.scan(cell, carry, jnp.swapaxes(x, 0, 1))
+        return carry, jnp.swapaxes(ys, 0, 1)
+
+    return by_hand(job, unroll)
+
+
+def nnx_rnn(job: Job) -> Run:
+    """flax's `nnx.RNN`."""
+    from flax import nnx
+
+    def unroll(cell, carry, x):
+        return nnx.RNN(cell, return_carry=True, rngs=nnx.Rngs(0))(x, initial_carry=carry)
+
+    return by_hand(job, unroll)
+
+
+def keras(job: Job) -> Run:
+    """`train_on_batch` of a Keras model on JAX, which begins each window with an empty carry."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras  # pyright: ignore[reportMissingImports]
+
+    given = problem(job)
+    model = keras.Sequential(
+        [
+            keras.Input((job.k1, job.features)),
+            keras.layers.LSTM(job.hidden, return_sequences=True),
+            keras.layers.Dense(1),
+        ]
+    )
+    weights = given.kernel, given.recurrent, given.bias, given.out, np.zeros(1, np.float32)
+    model.set_weights(list(weights))
+    model.compile(keras.optimizers.SGD(RATE), "mse")
+    pieces = windows(job, given.x, given.y)
+
+    def run() -> float:
+        return float(np.mean([model.train_on_batch(x, y) for x, y in pieces]))
+
+    return run
+
+
+def torch(job: Job, fused: bool | None = None) -> Run:
+    """`torch.nn.LSTM` and `detach`; where k2 > k1 a window is replayed from a state kept for it."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if job.batches:
+        return torch_epoch(job, fused)
+    given = Problem(*map(torch.from_numpy, problem(job)))
+    lstm, head = (
+        torch.nn.LSTM(job.features, job.hidden, batch_first=True),
+        torch.nn.Linear(job.hidden, 1),
+    )
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(given.kernel.T)
+        lstm.weight_hh_l0.copy_(given.recurrent.T)
+        lstm.bias_ih_l0.copy_(given.bias)
+        lstm.bias_hh_l0.zero_()
+        lstm.bias_hh_l0.requires_grad = False  # one bias, as flax has
+        head.weight.copy_(given.out.T)
+        head.bias.zero_()
+    trained = [p for p in (*lstm.parameters(), *head.parameters()) if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, RATE)
+    zero = torch.zeros(1, job.rows, job.hidden)
+    back = job.k2 - job.k1
+
+    def run() -> float:
+        values, kept = [], {0: (zero, zero)}
+        for end in range(job.k1, job.length + 1, job.k1):
+            start = max(0, end - job.k2)
+            state = kept.pop(start)
+            if back:
+                # Through the first steps to where the next window will begin.
+                first = max(0, end + job.k1 - job.k2) - start
+                parts = [given.x[:, start : start + first], given.x[:, start + first : end]]
+            else:
+                parts = [given.x[:, start:end]]
+            ys = []
+            for part in parts:
+                if part.shape[1]:
+                    out, state = lstm(part, state)
+                    ys.append(out)
+                if part is parts[0]:
+                    kept[start + part.shape[1]] = tuple(s.detach() for s in state)
+            outputs = head(torch.cat(ys, 1)[:, -job.k1 :] if back else ys[0])
+            loss = torch.nn.functional.mse_loss(outputs, given.y[:, end - job.k1 : end])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(loss.detach())
+        return float(torch.stack(values).mean())
+
+    return run
+
+
+def torch_epoch(job: Job, fused: bool | None) -> Run:
+    """The same network, batches, losses and updates in PyTorch; padding is read like words."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    config, _, words, batches = epoch_batches(job)
+    embed = torch.nn.Embedding(words, config.embedding)
+    lstm = torch.nn.LSTM(config.embedding, config.hidden, batch_first=True)
+    head = torch.nn.Linear(config.hidden, 2)
+    modules = torch.nn.ModuleList([embed, lstm, head])
+    optimizer = torch.optim.Adam(modules.parameters(), config.learning_rate, fused=fused)
+    drop = functools.partial(torch.nn.functional.dropout, p=config.dropout)
+    given = [
+        tuple(torch.from_numpy(np.asarray(a)) for a in (b.inputs, b.targets, b.weights))
+        for b in batches
+    ]
+
+    def run() -> float:
+        values = []
+        for ids, labels, weights in given:
+            ids, labels, state = ids.long(), labels.long(), None
+            for start in range(0, ids.shape[1], config.k1):
+                part = slice(start, start + config.k1)
+                vectors = embed(ids[:, part])
+                keep = torch.rand(*vectors.shape[:2], 1) >= config.word_dropout
+                out, state = lstm(drop(vectors * keep / (1 - config.word_dropout)), state)
+                state = tuple(s.detach() for s in state)
+                losses = torch.nn.functional.cross_entropy(
+                    head(drop(out[:, -1])), labels[:, part][:, -1], reduction="none"
+                )
+                weight = weights[:, part][:, -1]
+                loss = (losses * weight).sum() / weight.sum()
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(modules.parameters(), config.clip)
+                optimizer.step()
+                values.append(loss.detach())
+        return float(torch.stack(values).mean())
+
+    return run
