@@ -29,9 +29,11 @@ from tbptt_jax.types import Array
 # output.
 Carry: TypeAlias = tuple[jax.Array, ...]
 
-# The projections of a chunk, in bytes, and its least and most steps: near the best of the sizes
-# that were tried (LOG.md).
+# The projections of a chunk, in bytes, and its least and most steps; and the bytes of a step from
+# which on two reverse steps are one turn of the loop, so that a CPU's threads have work to share.
+# Near the best of what was tried (LOG.md).
 CHUNK_BYTES, LEAST_STEPS, MOST_STEPS = 2**20, 4, 16
+LARGE_STEP_BYTES = 2**17
 
 
 class Gates(NamedTuple):
@@ -78,8 +80,8 @@ def unroll(
 ) -> tuple[Carry, jax.Array, Carry]:
     """As `recurrence.unroll`, for a cell given by its gates and weights; xs is [B, T, features]."""
     steps = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), Steps(xs, mask, reset))
-    length, rows = steps.xs.shape[:2]
-    size = _chunk_steps(length, rows * weights.bias.nbytes)
+    length = steps.xs.shape[0]
+    size = _chunk_steps(length, _bytes_per_step(weights, steps.xs))
     parts = []
     # What the last chunk leaves over is a chunk of its own.
     for start, stop in ((0, length - length % size), (length - length % size, length)):
@@ -91,6 +93,11 @@ def unroll(
             parts.append(outputs)
     ys, carries = jax.tree.map(lambda *a: jnp.concatenate(a) if a[1:] else a[0], *parts)
     return carry, jnp.swapaxes(ys, 0, 1), carries
+
+
+def _bytes_per_step(weights: Weights, xs: jax.Array) -> int:
+    """Of the projections of one step; xs is [T, B, features]."""
+    return xs.shape[1] * weights.bias.size * weights.bias.dtype.itemsize
 
 
 def _chunk_steps(steps: int, bytes_per_step: int) -> int:
@@ -140,6 +147,7 @@ def _run_reverse(gates, size, kept, cotangents):
     d_end, d_ys, d_carries = cotangents
     d_ys = None if _is_zero(d_ys) else d_ys
     d_carries = None if all(map(_is_zero, d_carries)) else _filled(d_carries)
+    pair = 2 if _bytes_per_step(weights, steps.xs) >= LARGE_STEP_BYTES else 1
     x_back, h_back = weights.x.T, weights.h.T
     nothing = jax.tree.map(jnp.zeros_like, carry)
 
@@ -167,7 +175,7 @@ def _run_reverse(gates, size, kept, cotangents):
         if steps.reset is not None:
             before = jax.vmap(select, (0, None, 0))(steps.reset, initial, before)
         given = before, saved, steps.mask, steps.reset, d_ys, d_carries
-        loop, dz = jax.lax.scan(step, loop, given, reverse=True)
+        loop, dz = jax.lax.scan(step, loop, given, reverse=True, unroll=pair)
         # [steps, B, ...] as rows of one matrix: products with two contracted axes are slower.
         xs, hs, dz = (a.reshape(-1, a.shape[-1]) for a in (steps.xs, before[-1], dz))
         d_zx, d_zh = gates.to_x(dz), gates.to_h(dz)

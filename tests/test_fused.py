@@ -78,6 +78,11 @@ def test_values_and_gradients_are_those_of_the_plain_scan(kind, length, marks):
     assert_close(as_numpy((result, pull(cotangent))), expected, tolerance=1e-12)
 
 
+def test_large_steps_may_be_taken_two_at_a_time(monkeypatch):
+    monkeypatch.setattr(fused, "LARGE_STEP_BYTES", 0)
+    test_values_and_gradients_are_those_of_the_plain_scan("lstm", 37, "mr")
+
+
 @pytest.mark.parametrize("output", ["end", "ys", "carries"])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_each_output_alone_has_its_gradient(kind, output):
