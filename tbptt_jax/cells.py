@@ -1,7 +1,7 @@
 """flax's LSTM and GRU cells, unrolled by the fused recurrence.
 
-sigmoid(z) = (1 + tanh(z / 2)) / 2, with the half folded into the weights: the gates that share
-their argument's product then go through one tanh.
+sigmoid(z) = (1 + tanh(z / 2)) / 2, with the half folded into the weights, so that every gate is a
+tanh of what the projections give.
 """
 
 import inspect
@@ -123,25 +123,26 @@ def _lstm_weights(cell: Any) -> Weights:
     return Weights(x * half[None], h * half[None], cell.dense_h.bias[...] * half)
 
 
-def _lstm_gates(t: jax.Array) -> tuple[jax.Array, ...]:
-    i, f, g, o = jnp.split(t, 4, axis=-1)
-    return _sigmoid(i), _sigmoid(f), g, _sigmoid(o)
-
-
 def _lstm_step(carry, zx, zh):
-    t = jnp.tanh(zx + zh)
-    i, f, g, o = _lstm_gates(t)
-    c = f * carry[0] + i * g
-    return (c, o * jnp.tanh(c)), t
+    # Each gate an array of its own: on a CPU faster than one array and its slices.
+    t_i, t_f, g, t_o = saved = tuple(map(jnp.tanh, jnp.split(zx + zh, 4, axis=-1)))
+    c = _sigmoid(t_f) * carry[0] + _sigmoid(t_i) * g
+    return (c, _sigmoid(t_o) * jnp.tanh(c)), saved
 
 
-def _lstm_pull(before, t, d_after):
+def _lstm_pull(before, saved, d_after):
     c, (d_c, d_h) = before[0], d_after
-    i, f, g, o = _lstm_gates(t)
+    t_i, t_f, g, t_o = saved
+    i, f, o = map(_sigmoid, (t_i, t_f, t_o))
     s = jnp.tanh(f * c + i * g)
     d_c = d_c + d_h * o * (1 - s * s)
-    d_t = jnp.concatenate([0.5 * d_c * g, 0.5 * d_c * c, d_c * i, 0.5 * d_h * s], axis=-1)
-    return (d_c * f, jnp.zeros_like(d_h)), d_t * (1 - t * t)
+    dz = (
+        0.5 * d_c * g * (1 - t_i * t_i),
+        0.5 * d_c * c * (1 - t_f * t_f),
+        d_c * i * (1 - g * g),
+        0.5 * d_h * s * (1 - t_o * t_o),
+    )
+    return (d_c * f, jnp.zeros_like(d_h)), jnp.concatenate(dz, axis=-1)
 
 
 def _gru_weights(cell: Any) -> Weights:
@@ -152,19 +153,18 @@ def _gru_weights(cell: Any) -> Weights:
 
 def _gru_step(carry, zx, zh):
     (h,) = carry
-    size = 2 * h.shape[-1]
-    t, from_h = jnp.tanh(zx[:, :size] + zh[:, :size]), zh[:, size:]
-    r, z = jnp.split(_sigmoid(t), 2, axis=-1)
-    n = jnp.tanh(zx[:, size:] + r * from_h)
-    return ((1 - z) * n + z * h,), jnp.concatenate([t, n, from_h], axis=-1)
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = (jnp.split(z, 3, axis=-1) for z in (zx, zh))
+    t_r, t_z = jnp.tanh(x_r + h_r), jnp.tanh(x_z + h_z)
+    n, z = jnp.tanh(x_n + _sigmoid(t_r) * h_n), _sigmoid(t_z)
+    return ((1 - z) * n + z * h,), (t_r, t_z, n, h_n)
 
 
 def _gru_pull(before, saved, d_after):
     (h,), (d,) = before, d_after
-    t_r, t_z, n, from_h = jnp.split(saved, 4, axis=-1)
+    t_r, t_z, n, h_n = saved
     r, z = _sigmoid(t_r), _sigmoid(t_z)
     d_n = d * (1 - z) * (1 - n * n)
-    d_r, d_z = 0.5 * d_n * from_h * (1 - t_r * t_r), 0.5 * d * (h - n) * (1 - t_z * t_z)
+    d_r, d_z = 0.5 * d_n * h_n * (1 - t_r * t_r), 0.5 * d * (h - n) * (1 - t_z * t_z)
     return (d * z,), jnp.concatenate([d_r, d_z, d_n, d_n * r], axis=-1)
 
 

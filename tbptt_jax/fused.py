@@ -47,8 +47,8 @@ class Gates(NamedTuple):
       to_x, to_h: dz, of any leading shape, to the cotangents of zx and of zh.
     """
 
-    step: Callable[[Carry, jax.Array, jax.Array], tuple[Carry, jax.Array]]
-    pull: Callable[[Carry, jax.Array, Carry], tuple[Carry, jax.Array]]
+    step: Callable[[Carry, jax.Array, jax.Array], tuple[Carry, Any]]
+    pull: Callable[[Carry, Any, Carry], tuple[Carry, jax.Array]]
     to_x: Callable[[jax.Array], jax.Array]
     to_h: Callable[[jax.Array], jax.Array]
 
