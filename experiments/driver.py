@@ -105,6 +105,13 @@ def make_optimizer(learning_rate: float, clip: float, updates: int) -> optax.Gra
     )
 
 
+@functools.cache
+def make_averager(decay: float) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Begin and go on with the average of parameters; cached, as what is compiled for it is."""
+    averager = optax.ema(decay)
+    return averager.init, jax.jit(averager.update)
+
+
 def make_state(task: Task, recipe: Recipe, updates: int = 1) -> tbptt.TrainState:
     """The state before training."""
     optimizer = make_optimizer(recipe.learning_rate, recipe.clip, updates)
@@ -137,9 +144,8 @@ def fit(
     batches = technique.batches(task, "train", np.random.default_rng((recipe.seed, 0)))
     updates = recipe.epochs * count_updates(technique.plan, batches)
     state = make_state(task, recipe, updates)
-    averager = optax.ema(recipe.averaging)
-    average_of = jax.jit(averager.update)
-    averages = averager.init(state.params)
+    begin_averages, average_of = make_averager(recipe.averaging)
+    averages = begin_averages(state.params)
     best_params = average = state.params
     history: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
