@@ -111,13 +111,14 @@ def _chunk_steps(steps: int, bytes_per_step: int) -> int:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(gates, size, weights, carry, steps, initial):
     """Chunks of `size` steps: the carry after them, the outputs, the carry after each."""
-    return _forward(gates, size, weights, carry, steps, initial, keep=False)[0]
+    # What is saved here for no one is not computed once this is compiled.
+    return _forward(gates, size, weights, carry, steps, initial)[0]
 
 
-def _forward(gates, size, weights, carry, steps, initial, keep):
+def _forward(gates, size, weights, carry, steps, initial):
     def one(carry, zx):
         new, saved = gates.step(carry, zx, carry[-1] @ weights.h)
-        return new, (new[-1], saved if keep else None)
+        return new, (new[-1], saved)
 
     def step(carry, given):
         after, (y, saved) = marked_step(one, carry, given.xs, given.mask, given.reset, initial)
@@ -137,7 +138,7 @@ def _run_forward(gates, size, *arguments: Any):
     # With symbolic_zeros every array comes with whether anyone asks for its gradient.
     arguments = jax.tree.map(lambda a: a.value, arguments, is_leaf=lambda a: hasattr(a, "value"))
     weights, carry, steps, initial = arguments
-    results, saved = _forward(gates, size, weights, carry, steps, initial, keep=True)
+    results, saved = _forward(gates, size, weights, carry, steps, initial)
     return results, (*arguments, results[-1], saved)
 
 
