@@ -118,27 +118,23 @@ def torch(job: Job, fused: bool | None = None) -> Run:
     trained = [p for p in (*lstm.parameters(), *head.parameters()) if p.requires_grad]
     optimizer = torch.optim.SGD(trained, RATE)
     zero = torch.zeros(1, job.rows, job.hidden)
-    back = job.k2 - job.k1
 
     def run() -> float:
         values, kept = [], {0: (zero, zero)}
         for end in range(job.k1, job.length + 1, job.k1):
             start = max(0, end - job.k2)
             state = kept.pop(start)
-            if back:
-                # Through the first steps to where the next window will begin.
-                first = max(0, end + job.k1 - job.k2) - start
-                parts = [given.x[:, start : start + first], given.x[:, start + first : end]]
-            else:
-                parts = [given.x[:, start:end]]
+            # Where the next window will begin.
+            next_start = max(0, end + job.k1 - job.k2)
             ys = []
-            for part in parts:
-                if part.shape[1]:
-                    out, state = lstm(part, state)
-                    ys.append(out)
-                if part is parts[0]:
-                    kept[start + part.shape[1]] = tuple(s.detach() for s in state)
-            outputs = head(torch.cat(ys, 1)[:, -job.k1 :] if back else ys[0])
+            if start < next_start:
+                out, state = lstm(given.x[:, start:next_start], state)
+                ys.append(out)
+            kept[next_start] = tuple(s.detach() for s in state)
+            if next_start < end:
+                out, state = lstm(given.x[:, next_start:end], state)
+                ys.append(out)
+            outputs = head((torch.cat(ys, 1) if len(ys) > 1 else ys[0])[:, -job.k1 :])
             loss = torch.nn.functional.mse_loss(outputs, given.y[:, end - job.k1 : end])
             optimizer.zero_grad()
             loss.backward()

@@ -107,10 +107,12 @@ def _is_usual(cell: Any, carry: Carry, xs: Any) -> bool:
     )
 
 
-def _half(cell: Any, *halved: bool) -> jax.Array:
-    """A factor for every column of a weight: 1/2 for the gates that are sigmoids."""
-    factors = jnp.where(jnp.array(halved), 0.5, 1.0).astype(cell.dense_h.kernel.dtype)
-    return jnp.repeat(factors, cell.hidden_features)
+def _weights(cell: Any, bias: Any, *halved: bool) -> Weights:
+    """The cell's weights, a half folded into the columns of the gates that are sigmoids."""
+    x, h, bias = cell.dense_i.kernel[...], cell.dense_h.kernel[...], bias[...]
+    factors = jnp.where(jnp.array(halved), 0.5, 1.0).astype(h.dtype)
+    half = jnp.repeat(factors, cell.hidden_features)
+    return Weights(x * half[None], h * half[None], bias * half)
 
 
 def _sigmoid(t: jax.Array) -> jax.Array:
@@ -118,9 +120,7 @@ def _sigmoid(t: jax.Array) -> jax.Array:
 
 
 def _lstm_weights(cell: Any) -> Weights:
-    half = _half(cell, True, True, False, True)
-    x, h = cell.dense_i.kernel[...], cell.dense_h.kernel[...]
-    return Weights(x * half[None], h * half[None], cell.dense_h.bias[...] * half)
+    return _weights(cell, cell.dense_h.bias, True, True, False, True)
 
 
 def _lstm_step(carry, zx, zh):
@@ -146,9 +146,7 @@ def _lstm_pull(before, saved, d_after):
 
 
 def _gru_weights(cell: Any) -> Weights:
-    half = _half(cell, True, True, False)
-    x, h = cell.dense_i.kernel[...], cell.dense_h.kernel[...]
-    return Weights(x * half[None], h * half[None], cell.dense_i.bias[...] * half)
+    return _weights(cell, cell.dense_i.bias, True, True, False)
 
 
 def _gru_step(carry, zx, zh):
