@@ -140,6 +140,9 @@ def train_step(
     losses of its interval, with the credit that `credit_matrix` shows. An interval whose weights
     are all zero moves the carry and nothing else.
 
+    Nor does one whose loss or gradient is not finite: `metrics.finite` says so, nothing is trained
+    on it, and a row whose carry it left without finite values begins anew.
+
     With lookback (k2 > k1, a short last interval, or anchor="loss") a window is replayed with the
     current parameters from the carry at its start. That carry was computed when the window before
     it was replayed, one update earlier, as in every online TBPTT.
@@ -210,7 +213,7 @@ def gradient(state: TrainState, batch: Batch, truncation: Truncation) -> Params:
       state, batch, truncation: as in `train_step`; dropout is off.
 
     Returns:
-      A pytree like `state.params`.
+      A pytree like `state.params`; NaN throughout if a window's loss or gradient is not finite.
 
     Raises:
       As `train_step`.
@@ -231,14 +234,14 @@ def _gradient(state, memory, batch, truncation):
 
     zero = jnp.zeros((), jnp.result_type(float))
     learner = (state.params, jax.tree.map(jnp.zeros_like, state.params), zero)
-    learner, *_ = windows.scan_windows(
+    learner, _, _, metrics = windows.scan_windows(
         state.functions, state.loss, truncation, batch, memory, learner, add, None
     )
     _, total, weight = learner
-    return jax.tree.map(
-        lambda g: jnp.where(weight > 0, g / jnp.where(weight > 0, weight, 1), 0).astype(g.dtype),
-        total,
-    )
+    # 0 where nothing is scored; NaN where a part is missing because it is not finite.
+    share = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
+    share = jnp.where(metrics.finite.all(), share, jnp.nan)
+    return jax.tree.map(lambda g: (g * share).astype(g.dtype), total)
 
 
 def _continue(state: TrainState, batch: Batch, truncation: Truncation) -> tuple[Memory, Batch]:

@@ -46,12 +46,15 @@ class Metrics(NamedTuple):
       weight: sum of the weights of the scored losses. Average `loss` with it.
       scored: share of the interval's weight that was scored: below 1 when k2 < k1 leaves losses
         out, 1 where there was none to score.
+      finite: bool; the loss and the norm of the gradient are finite. Where False, no update was
+        made: parameters, optimizer and step count are what they were before it.
     """
 
     loss: jax.Array
     grad_norm: jax.Array
     weight: jax.Array
     scored: jax.Array
+    finite: jax.Array
 
 
 class Model(NamedTuple):

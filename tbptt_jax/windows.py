@@ -1,5 +1,6 @@
 """The windows of a batch, one after the other, each handing its gradient on."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -115,6 +116,8 @@ def scan_windows(
 ) -> tuple[tuple, Memory, jax.Array | None, Metrics]:
     """Run the windows of a batch in order; `consume` sees the gradient of each that has losses.
 
+    Of each that is finite, too: a window whose loss or gradient is not is passed by.
+
     Window j ends with its interval, at end_j, and gives credit to the `span` steps before that,
     with anchor="loss" to no more than the k2 last before each loss. It starts from the carry that
     window j - 1 computed at that position, or, where the interval is longer than the span, runs
@@ -131,8 +134,9 @@ def scan_windows(
       rng: key for dropout, or None.
 
     Returns:
-      The learner; the memory after the batch (for independent sequences without lookback); the key
-      for the next batch; the metrics.
+      The learner; the memory after the batch (for independent sequences without lookback), in
+      which rows of a window that was not finite begin anew where their carry is not; the key for
+      the next batch; the metrics.
     """
     lookback = None if memory is None else memory.lookback
     stream = lookback is not None
@@ -185,24 +189,37 @@ def scan_windows(
                 reach=reach,
                 block=truncation.block,
             )
-            norm = optax.tree.norm(grads) / value.weight
-            learner = consume(learner, value, grads)
-            mean = value.loss / value.weight
-            return learner, value.carry, keep(value.carries, leave), *_numbers(mean, norm)
+            mean, norm = _numbers(value.loss / value.weight, optax.tree.norm(grads) / value.weight)
+            finite = jnp.isfinite(mean) & jnp.isfinite(norm)
+
+            def learn(learner, *carries):
+                return consume(learner, value, grads), *carries
+
+            def mend(learner, *carries):
+                initial = start_carry(model, learner[0], batch.inputs)
+                return learner, *(_begin_anew_where_lost(c, initial) for c in carries)
+
+            # One branch for all of it: a select for each was a quarter of TBPTT(1, 1)'s time.
+            after = jax.lax.cond(
+                finite, learn, mend, learner, value.carry, keep(value.carries, leave)
+            )
+            return *after, mean, norm, finite
 
         def pass_by(learner):
             end, _, carries = forward(model, learner[0], carry, window, key)
-            return learner, end, keep(carries, leave), *_numbers(0, 0)
+            return learner, end, keep(carries, leave), *_numbers(0, 0), jnp.bool(True)
 
         weight = total_weight(window)
         if weights is None:
             share = scored / size
-            learner, newest, carries, mean, norm = score(learner)
+            learner, newest, carries, mean, norm, finite = score(learner)
         else:
             offered = jnp.sum(weights)
             share = jnp.where(offered > 0, weight / jnp.where(offered > 0, offered, 1), 1)
-            learner, newest, carries, mean, norm = jax.lax.cond(weight > 0, score, pass_by, learner)
-        metrics = Metrics(mean, norm, *_numbers(weight, share))
+            learner, newest, carries, mean, norm, finite = jax.lax.cond(
+                weight > 0, score, pass_by, learner
+            )
+        metrics = Metrics(mean, norm, *_numbers(weight, share), finite=finite)
         return (learner, newest, carries, rng), metrics
 
     if memory is not None and lookback is not None:
@@ -231,6 +248,27 @@ def scan_windows(
         lambda x: x[:, x.shape[1] - truncation.k2 + 1 :], _join(lookback, batch)
     )
     return learner, Memory(newest, Lookback(carries, inputs, mask, reset)), rng, metrics
+
+
+def _begin_anew_where_lost(carries: Carry, initial: Carry) -> Carry:
+    """Carries [..., B, features] with the initial ones [B, features] in rows that are not finite.
+
+    A stream whose carry is lost would otherwise never train again.
+    """
+    lost = [
+        ~jnp.isfinite(c).all(tuple(range(c.ndim - i.ndim + 1, c.ndim)))
+        for c, i in zip(jax.tree.leaves(carries), jax.tree.leaves(initial), strict=True)
+        if jnp.issubdtype(c.dtype, jnp.inexact)
+    ]
+    if not lost:
+        return carries
+    anywhere = functools.reduce(jnp.logical_or, lost)
+
+    def choose(c, i):
+        rows = anywhere.reshape(anywhere.shape + (1,) * (c.ndim - anywhere.ndim))
+        return jnp.where(rows, jnp.broadcast_to(i, c.shape), c)
+
+    return jax.tree.map(choose, carries, initial)
 
 
 def _repeat(carry: Carry, count: int) -> Carry:
