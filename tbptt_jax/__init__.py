@@ -2,6 +2,7 @@
 
 from tbptt_jax import data
 from tbptt_jax.cells import LSTM
+from tbptt_jax.checkpoint import Checkpoints
 from tbptt_jax.credit import Truncation, credit_matrix
 from tbptt_jax.diagnostics import Bias, CreditByLag, compare_gradients, credit_by_lag, gradient_bias
 from tbptt_jax.evaluation import evaluate, predict
@@ -17,6 +18,7 @@ __all__ = [
     "LSTM",
     "Batch",
     "Bias",
+    "Checkpoints",
     "CreditByLag",
     "Metrics",
     "Model",
