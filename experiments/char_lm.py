@@ -19,10 +19,11 @@ import numpy as np
 from absl import app, flags
 
 import tbptt_jax as tbptt
-from experiments import common, driver
-from experiments.common import flag
+from experiments import common, driver, run_folder
+from experiments.common import RunOptions, flag
 from experiments.driver import Recipe, Technique
 from experiments.packaged import DataError
+from experiments.run_folder import RunFolder
 from experiments.tasks import Task, book
 from experiments.tasks.task import Part
 from tbptt_jax.types import Carry, Model, Params
@@ -34,7 +35,7 @@ PRIOR = 5.0  # how often a shorter context counts as seen after a longer one
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunOptions):
     """What a run is."""
 
     k1: int = flag(25, "Characters between parameter updates.", 1)
@@ -48,7 +49,6 @@ class Config:
     characters: int = flag(4_300_000, "Characters of the book, from its beginning.", 1_000)
     piece: int = flag(500, "Characters of a lane in a batch, about; at least k1.", 1)
     seed: int = flag(0, "Of the weights and where passes begin; of a sample.", 0)
-    output_dir: str | None = flag(None, "Folder of the run; default runs/char_lm-TIME.")
     fast: bool = flag(False, "A small run of under 30 seconds: less of the book, fewer units.")
 
 
@@ -171,7 +171,7 @@ def sample(
 
 
 def plot_history(
-    run: common.RunFolder, history: list[dict[str, Any]], counted: list[float], title: str
+    run: RunFolder, history: list[dict[str, Any]], counted: list[float], title: str
 ) -> None:
     """Bits per character by pass, and what some of the counts give."""
     figure, axes = common.figure(1, 1, width=5, height=3.2)
@@ -206,7 +206,7 @@ def run_training(config: Config, prompt: str, temperature: float) -> None:
     """The whole job: data, training, test, figure, and a sample."""
     if config.k1 > config.piece:
         common.stop(f"--piece: expected at least k1={config.k1}, got {config.piece}")
-    run = common.RunFolder.create(config.output_dir, NAME, config)
+    run = RunFolder.create(config, NAME)
     text = common.load(book.read, config.characters)
     run.write_json("characters.json", text.characters)
     sizes = ", ".join(f"{len(ids):,} {part}" for part, ids in text.parts.items())
@@ -215,7 +215,8 @@ def run_training(config: Config, prompt: str, temperature: float) -> None:
     plan = tbptt.Truncation(config.k1, config.k2, config.anchor)
 
     recipe = Recipe(config.epochs, config.learning_rate, task.averaging, seed=config.seed)
-    trained = driver.fit(task, recipe, Technique(str(plan), plan), run.keep)
+    technique = Technique(str(plan), plan)
+    trained = driver.fit(task, recipe, technique, run.saving("training"), run.keep)
     bits = task.score.of(tbptt.evaluate(trained.state, task.batches("test", 1, None)))
     counted = counted_bits(text.parts["train"], text.parts["test"], len(text.characters))
     result = {
@@ -224,7 +225,6 @@ def run_training(config: Config, prompt: str, temperature: float) -> None:
         "counted_bits": counted,
         "best_epoch": trained.best["epoch"],
         "seconds": trained.history[-1]["seconds"],
-        "interrupted": trained.interrupted,
         "versions": common.versions(),
     }
     run.write_json("result.json", result)
@@ -235,8 +235,6 @@ def run_training(config: Config, prompt: str, temperature: float) -> None:
         f"\ntest {bits:.3f} bits per character ({name}; epoch {trained.best['epoch']} was best on "
         f"validation; {result['seconds']:.0f} s of training)"
     )
-    if trained.interrupted:
-        print("stopped by Ctrl-C; what was learnt until then is kept")
     if not set(prompt) - set(text.characters):
         drawn = sample(trained.state, text, prompt, 300, temperature, config.seed)
         print(f"\n{prompt}{drawn}")
@@ -250,7 +248,7 @@ def run_sampling(
     output_dir: str | None, prompt: str, count: int, temperature: float, seed: int
 ) -> None:
     """New text by a finished run."""
-    run = common.RunFolder.open(output_dir, NAME)
+    run = RunFolder.open(output_dir, NAME)
     config = Config(**run.read_json("config.json"))
     text = book.Text(run.read_json("characters.json"), {})
     state = driver.make_state(make_task(config, text), Recipe(1, 1.0, 0.0))
@@ -269,11 +267,11 @@ def main(argv: list[str]) -> None:
         common.stop("--prompt: expected at least one character, got none")
     if not given.temperature > 0:
         common.stop(f"--temperature: expected a number above 0, got {given.temperature}")
-    config = common.from_flags(Config)
+    config = run_folder.configure(Config, NAME, FAST)
     if given.sample is not None:
         run_sampling(config.output_dir, given.prompt, given.sample, given.temperature, config.seed)
         return
-    run_training(common.with_fast(config, FAST), given.prompt, given.temperature)
+    run_training(config, given.prompt, given.temperature)
 
 
 if __name__ == "__main__":

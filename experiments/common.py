@@ -1,22 +1,18 @@
-"""What every experiment shares: flags, run folder, progress that survives Ctrl-C, parameters."""
+"""What every experiment shares: flags, errors without a traceback, progress, tables, figures."""
 
-import contextlib
 import dataclasses
-import datetime
 import importlib.metadata
-import json
+import math
 import pathlib
 import platform
-import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
 
 import jax
-import numpy as np
-from absl import flags
+from absl import flags, logging
 from tqdm import tqdm
 
 from experiments.packaged import DataError
@@ -28,9 +24,55 @@ T = TypeVar("T")
 flags.disclaim_key_flags()
 
 
-def flag(default: Any, text: str, least: float | None = None) -> Any:
-    """A field of a configuration, with what `define_flags` needs of it."""
-    return dataclasses.field(default=default, metadata={"help": text, "least": least})
+def flag(
+    default: Any,
+    text: str,
+    least: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of a configuration, with what `define_flags` needs of it.
+
+    A number is at least `least`; or a float that is greater than `above`, or less than `below`.
+    """
+    bounds = {"least": least, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata={"help": text, **bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept, whatever it computes: a run may go on with other ones."""
+
+    output_dir: str | None = flag(None, "Folder of the run; default runs/NAME-TIME.")
+    resume: bool = flag(
+        False, "Go on with the run in --output_dir, or with the newest one, bit for bit."
+    )
+    checkpoint_every: float = flag(60.0, "Seconds between checkpoints; 0: every batch.", 0)
+    on_nonfinite: Literal["stop", "skip"] = flag(
+        "stop", "What follows a loss or gradient that is not finite; it is never trained on."
+    )
+
+
+class _FiniteFloatParser(flags.FloatParser):
+    """A float within bounds, and no NaN or infinity, which every bound of absl's lets pass."""
+
+    def __init__(self, least: float | None, above: float | None, below: float | None):
+        super().__init__(lower_bound=least)
+        self._above, self._below = above, below
+        said = [f"at least {least:g}"] if least is not None else []
+        said += [f"above {above:g}"] if above is not None else []
+        said += [f"below {below:g}"] if below is not None else []
+        self.syntactic_help = " and ".join(["a finite number", *said])
+
+    def is_outside_bounds(self, val: float) -> bool:
+        """Whether a number is refused."""
+        return (
+            super().is_outside_bounds(val)
+            or not math.isfinite(val)
+            or (self._above is not None and val <= self._above)
+            or (self._below is not None and val >= self._below)
+        )
 
 
 class _SeveralParser(flags.ArgumentParser):
@@ -57,7 +99,8 @@ def define_flags(config: type) -> None:
     `k1` would clash.
     """
     for field in dataclasses.fields(config):
-        text, least = field.metadata["help"], field.metadata.get("least")
+        text, least, above, below = (field.metadata[n] for n in ("help", "least", "above", "below"))
+        floats = _FiniteFloatParser(least, above, below)
         default: Any = field.default
         kind: Any = field.type
         if isinstance(kind, types.UnionType):
@@ -66,13 +109,13 @@ def define_flags(config: type) -> None:
         if typing.get_origin(kind) is typing.Literal:
             flags.DEFINE_enum(field.name, default, list(options), text)
         elif typing.get_origin(kind) is tuple:
-            number = flags.IntegerParser if options[0] is int else flags.FloatParser
-            parser = _SeveralParser(number(lower_bound=least))
+            of_ints = options[0] is int
+            parser = _SeveralParser(flags.IntegerParser(lower_bound=least) if of_ints else floats)
             flags.DEFINE(parser, field.name, default, text, serializer=flags.CsvListSerializer(","))
         elif kind is int:
             flags.DEFINE_integer(field.name, default, text, lower_bound=least)
         elif kind is float:
-            flags.DEFINE_float(field.name, default, text, lower_bound=least)
+            flags.DEFINE(floats, field.name, default, text, serializer=flags.ArgumentSerializer())
         elif kind is bool:
             flags.DEFINE_boolean(field.name, default, text)
         else:
@@ -120,110 +163,11 @@ def begin(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         stop(f"unexpected arguments {argv[1:]}; write --name=value")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # JAX tells of every device that is not there
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = pathlib.Path.home() / ".cache" / "tbptt_jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-class RunFolder:
-    """One run's results: config.json, metrics.jsonl, params.npz, result.json and figures.
-
-    Only JSON and plain arrays: reading a folder never executes anything.
-    """
-
-    def __init__(self, path: str | pathlib.Path):
-        self.path = pathlib.Path(path)
-
-    @classmethod
-    def create(cls, output_dir: str | None, name: str, config: Any) -> "RunFolder":
-        """A new folder, `output_dir` or runs/NAME-TIME; a folder that holds a run is refused."""
-        if output_dir is None:
-            now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            output_dir = f"runs/{name}-{now}"
-        run = cls(output_dir)
-        if (run.path / "config.json").exists():
-            stop(
-                f"--output_dir: {output_dir} already holds a run; give another folder or remove it"
-            )
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.write_json("config.json", dataclasses.asdict(config))
-        return run
-
-    @classmethod
-    def open(cls, output_dir: str | None, name: str) -> "RunFolder":
-        """A finished run's folder; None: the newest one of runs/NAME-*."""
-        if output_dir is None:
-            finished = sorted(pathlib.Path("runs").glob(f"{name}-*/result.json"))
-            if not finished:
-                stop(f"there is no finished run in runs/; run python -m experiments.{name} first")
-            return cls(finished[-1].parent)
-        run = cls(output_dir)
-        if not (run.path / "params.npz").exists():
-            stop(f"--output_dir: {output_dir} holds no finished run (no params.npz)")
-        return run
-
-    def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file, all of it or, when the run is killed, nothing."""
-        part = self.path / f"{name}.part"
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.path / name)
-
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
-
-    def log(self, **row: Any) -> None:
-        """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def keep(self, row: dict[str, Any], params: Any | None) -> None:
-        """Log an epoch, and save its parameters if they are given."""
-        self.log(**row)
-        if params is not None:
-            self.save_params(params)
-
-    def save_params(self, params: Any) -> None:
-        """Save parameters as arrays under their paths."""
-        leaves = jax.tree.leaves_with_path(params)
-        arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-        np.savez(self.path / "params.npz", allow_pickle=False, **arrays)
-
-    def load_params(self, like: Any) -> Any:
-        """Load parameters into the structure of `like`."""
-        with np.load(self.path / "params.npz", allow_pickle=False) as arrays:
-
-            def load(path, leaf):
-                key = jax.tree_util.keystr(path)
-                if key not in arrays or arrays[key].shape != leaf.shape:
-                    stop(
-                        f"{self.path}/params.npz does not fit config.json: {key} should have "
-                        f"shape {list(leaf.shape)}"
-                    )
-                return jax.numpy.asarray(arrays[key])
-
-            return jax.tree.map_with_path(load, like)
-
-
-@contextlib.contextmanager
-def ctrl_c() -> Iterator[list[bool]]:
-    """Collect Ctrl-C instead of raising it, so that no training step is torn; twice ends at once.
-
-    Yields a list that becomes non-empty when Ctrl-C was pressed.
-    """
-    pressed: list[bool] = []
-
-    def handle(number, frame):
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(True)
-        tqdm.write("stopping after this batch (Ctrl-C again to stop at once)", file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def progress(items: Iterable[T], text: str) -> Iterable[T]:

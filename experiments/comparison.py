@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 import optax
 
 import tbptt_jax as tbptt
-from experiments import common, driver
-from experiments.common import flag
+from experiments import common, driver, run_folder
+from experiments.common import RunOptions, flag
 from experiments.driver import Recipe, Technique, Trained
+from experiments.run_folder import RunFolder, slug
 from experiments.tasks import TASKS, Task
 from tbptt_jax.windows import batch_shape
 
@@ -23,13 +24,12 @@ PROBE_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class Budget(RunOptions):
     """What every technique of a comparison is given."""
 
     epochs: int | None = flag(None, "Passes over the data; default: the task's own choice.", 1)
     learning_rate: float | None = flag(None, "Adam's; default: the task's own choice.", 0)
     seeds: int = flag(1, "Networks of each kind.", 1)
-    output_dir: str | None = flag(None, "Folder of the run; default runs/NAME-TIME.")
     fast: bool = flag(False, "A small task and network, under 30 seconds in all.")
 
 
@@ -91,16 +91,15 @@ def bias(task: Task, technique: Technique, params: Any) -> tbptt.Bias:
     )["all"]
 
 
-def measure(task: Task, technique: Technique, recipes: list[Recipe]) -> Result:
+def measure(run: RunFolder, task: Task, technique: Technique, recipes: list[Recipe]) -> Result:
     """Train a network for each recipe, and judge it."""
     trained, scores = [], []
     test = task.batches("test", 1, None)
     for recipe in recipes:
-        trained.append(driver.fit(task, recipe, technique))
+        saving = run.saving(f"{slug(technique.name)}-{recipe.seed}")
+        trained.append(driver.fit(task, recipe, technique, saving))
         params = trained[-1].state.params
         scores.append(task.score.of(tbptt.evaluate(look(task, params), test, task.metrics)))
-        if trained[-1].interrupted:
-            break
     batches = technique.batches(task, "train", None)
     longest = max(batches, key=lambda batch: batch_shape(batch)[1])
     return Result(
@@ -157,7 +156,7 @@ def record(result: Result) -> dict[str, Any]:
     }
 
 
-def draw(task: Task, results: list[Result], run: common.RunFolder, title: str) -> None:
+def draw(task: Task, results: list[Result], run: RunFolder, title: str) -> None:
     """The score on validation by passes and by seconds, first seed."""
     figure, axes = common.figure(1, 2, width=8, height=3.2)
     styles = ("C0o-", "C1s--", "C2^-.", "C3v:", "C4D-", "C5P--", "C6X-.")
@@ -194,18 +193,14 @@ def describe(config: Budget, task: Task) -> str:
     return f"{task.name}, {passes}, learning rate {one.learning_rate:g}"
 
 
-def compare(
-    config: Budget, run: common.RunFolder, jobs: list[tuple[Task, Technique]]
-) -> list[Result]:
-    """Measure every technique on its task, until the end or Ctrl-C; keep and print what came out.
+def compare(config: Budget, run: RunFolder, jobs: list[tuple[Task, Technique]]) -> list[Result]:
+    """Measure every technique on its task; keep and print what came out.
 
     The tasks differ at most in how their part for training is cut.
     """
     results: list[Result] = []
     for task, technique in common.progress(jobs, "techniques"):
-        results.append(measure(task, technique, recipes(config, task)))
-        if results[-1].trained[-1].interrupted:
-            break
+        results.append(measure(run, task, technique, recipes(config, task)))
     run.write_json(
         "result.json",
         {"results": [record(r) for r in results], "versions": common.versions()},
@@ -219,15 +214,12 @@ def compare(
         "cosine:\nthe technique's gradient against full BPTT's with the same losses, at what it "
         "learnt."
     )
-    if results[-1].trained[-1].interrupted:
-        print("stopped by Ctrl-C; what was measured until then is kept")
     return results
 
 
 def main(name: str, techniques: Callable[[Task, int], list[Technique]]) -> None:
     """Compare the techniques that `(task, steps)` gives, and tell."""
-    config = common.from_flags(Config)
-    run = common.RunFolder.create(config.output_dir, name, config)
+    config = run_folder.configure(Config, name)
     task = common.load(TASKS[config.task], config.fast)
     steps = config.steps or task.steps
     if steps >= task.length:
@@ -235,6 +227,7 @@ def main(name: str, techniques: Callable[[Task, int], list[Technique]]) -> None:
             f"--steps: expected fewer than the {task.length} {task.step}s of a sequence, which is "
             f"full BPTT, got {steps}"
         )
+    run = RunFolder.create(config, name)
     results = compare(config, run, [(task, t) for t in techniques(task, steps)])
     draw(task, results, run, describe(config, task))
     print(f"\nsaved in {run.path}: comparison.png and result.json")

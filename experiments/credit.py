@@ -13,9 +13,10 @@ import numpy as np
 from absl import app, flags
 
 import tbptt_jax as tbptt
-from experiments import common, reviews
+from experiments import common, reviews, run_folder
 from experiments import review_training as training
-from experiments.tasks.reviews import Config, Texts
+from experiments.run_folder import RunFolder
+from experiments.tasks.reviews import FAST, Config, Texts
 from tbptt_jax import data
 
 NAME = "credit"
@@ -45,7 +46,7 @@ def probe(config: Config, part: Texts, loss_at: str) -> tbptt.Batch:
 
 
 def by_lag(
-    config: Config, states: dict[str, tbptt.TrainState], part: Texts, run: common.RunFolder
+    config: Config, states: dict[str, tbptt.TrainState], part: Texts, run: RunFolder
 ) -> dict[str, Any]:
     """Credit by lag of a loss at the text's end: a figure, and the numbers."""
     batch = probe(config, part, "end")
@@ -84,7 +85,7 @@ def by_lag(
 
 
 def by_k2(
-    config: Config, state: tbptt.TrainState, part: Texts, run: common.RunFolder
+    config: Config, state: tbptt.TrainState, part: Texts, run: RunFolder
 ) -> dict[str, dict[int, dict[str, float]]]:
     """Bias of the truncated gradient against k2: a figure, a table and the numbers."""
     found: dict[str, dict[int, tbptt.Bias]] = {}
@@ -203,17 +204,17 @@ def draw_words(words: list[str], norms: dict[str, np.ndarray], path: pathlib.Pat
 def main(argv: list[str]) -> None:
     """Train or load, then look."""
     common.begin(argv)
-    config = training.from_flags()
+    config = run_folder.configure(Config, NAME, FAST)
     if flags.FLAGS.run is None:
-        run = common.RunFolder.create(config.output_dir, NAME, config)
+        run = RunFolder.create(config, NAME)
         _, parts, trained = training.run_training(config, run)
         state, vocabulary = trained.state, reviews.Vocabulary.load(run.path / "vocabulary.json")
     else:
-        looked_at = common.RunFolder.open(flags.FLAGS.run, "sentiment")
+        looked_at = RunFolder.open(flags.FLAGS.run, "sentiment")
         own, vocabulary, state = training.load_run(looked_at)
         given = {name: getattr(config, name) for name in common.given_flags(Config)}
-        config = dataclasses.replace(own, **{"output_dir": None, **given})
-        run = common.RunFolder.create(config.output_dir, NAME, config)
+        config = dataclasses.replace(own, **{"output_dir": None, "resume": False, **given})
+        run = RunFolder.create(config, NAME)
         parts, _ = training.load_data(config)
     states = {"trained": state, "untrained": training.untrained(config, len(vocabulary))}
     run.write_json(

@@ -14,10 +14,11 @@ import numpy as np
 from absl import app
 
 import tbptt_jax as tbptt
-from experiments import common, comparison
+from experiments import common, comparison, run_folder
 from experiments.common import flag
 from experiments.comparison import Budget, Result
 from experiments.driver import Technique
+from experiments.run_folder import RunFolder
 from experiments.tasks import Task, reviews, series
 from experiments.tasks.task import Part
 from tbptt_jax import data
@@ -36,7 +37,7 @@ class Config(Budget):
     task: Literal["demand", "sunspots", "reviews"] = flag("demand", "What is to be learnt.")
 
 
-def of_series(config: Config, run: common.RunFolder) -> tuple[Task, list[tuple[Task, Technique]]]:
+def of_series(config: Config, run: RunFolder) -> tuple[Task, list[tuple[Task, Technique]]]:
     """The sweep and the two suggestions, with a figure of what they were read from."""
     task = common.load(series.load, SERIES[config.task], config.fast)
     read = SERIES[config.task]()
@@ -62,9 +63,7 @@ def persistence(read: series.Series) -> float:
     return float(np.mean(np.square(np.diff(values))))
 
 
-def draw_suggestions(
-    task: Task, suggestions: dict[str, data.Suggestion], run: common.RunFolder
-) -> None:
+def draw_suggestions(task: Task, suggestions: dict[str, data.Suggestion], run: RunFolder) -> None:
     """The PACF and the ACF with their bands."""
     figure, axes = common.figure(2, 1, width=7, height=4.2)
     for ax, (name, found) in zip(axes, suggestions.items(), strict=True):
@@ -138,7 +137,7 @@ def at_sentences(
     return task._replace(batches=batches)
 
 
-def draw(task: Task, results: list[Result], run: common.RunFolder, title: str) -> None:
+def draw(task: Task, results: list[Result], run: RunFolder, title: str) -> None:
     """The score by length; what was suggested stands out."""
     figure, axes = common.figure(1, 1, width=6, height=3.4)
     swept = [r for r in results if "," not in r.technique.name]
@@ -166,8 +165,8 @@ def draw(task: Task, results: list[Result], run: common.RunFolder, title: str) -
 def main(argv: list[str]) -> None:
     """Find what the data suggest, train with it and with the sweep, and tell."""
     common.begin(argv)
-    config = common.from_flags(Config)
-    run = common.RunFolder.create(config.output_dir, NAME, config)
+    config = run_folder.configure(Config, NAME)
+    run = RunFolder.create(config, NAME)
     task, jobs = of_reviews(config) if config.task == "reviews" else of_series(config, run)
     results = comparison.compare(config, run, jobs)
     draw(task, results, run, comparison.describe(config, task))

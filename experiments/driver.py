@@ -2,20 +2,23 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
 
 import tbptt_jax as tbptt
-from experiments import common
+from experiments.saving import Saving, Unsaved
 from experiments.tasks.task import Task
 from tbptt_jax import credit, data, train
+from tbptt_jax.checkpoint import Saved
 from tbptt_jax.types import Params
 from tbptt_jax.windows import batch_shape, step_weights
 
@@ -83,7 +86,6 @@ class Trained(NamedTuple):
       state: with the averaged parameters of the epoch that was best on validation.
       best: that epoch's row of the history.
       history: a row for each epoch.
-      interrupted: whether Ctrl-C ended it.
       updates_per_second: without the calls that compiled; NaN where there were no others.
       scored: share of the losses that was scored.
     """
@@ -91,9 +93,55 @@ class Trained(NamedTuple):
     state: tbptt.TrainState
     best: dict[str, Any]
     history: list[dict[str, Any]]
-    interrupted: bool
     updates_per_second: float
     scored: float
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a training is in its data, and what was measured so far; JSON.
+
+    Attributes:
+      epoch, batch: how many epochs are done, and batches of the one under way.
+      loss, weight: sums over this epoch, of the losses that were trained on and of their weights.
+      skipped: updates of this epoch that were not made, since they were not finite.
+      scored, offered: weight of all losses that were scored, and of all there were.
+      seconds: of training.
+      first_seconds, first_updates: of the calls that compiled, and the updates they made.
+      history: a row for each epoch that is done.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+    skipped: int = 0
+    scored: float = 0.0
+    offered: float = 0.0
+    seconds: float = 0.0
+    first_seconds: float = 0.0
+    first_updates: int = 0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def add(self, metrics: tbptt.Metrics) -> None:
+        """Count the updates of a batch."""
+        finite, weight = np.asarray(metrics.finite), np.asarray(metrics.weight, np.float64)
+        loss = np.where(finite, metrics.loss, 0)
+        self.loss += float((loss * weight).sum())
+        self.weight += float(weight.sum(where=finite))
+        self.skipped += int(np.sum(~finite))
+        self.scored += float(weight.sum())
+
+    def mean_loss(self) -> float:
+        """Of this epoch so far; NaN where nothing was trained on."""
+        return self.loss / self.weight if self.weight else math.nan
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Keep an epoch's row, and begin the next."""
+        self.history.append(row)
+        self.epoch += 1
+        self.batch = self.skipped = 0
+        self.loss = self.weight = 0.0
 
 
 @functools.cache
@@ -134,99 +182,213 @@ def fit(
     task: Task,
     recipe: Recipe,
     technique: Technique,
-    keep: Callable[[dict[str, Any], Params | None], None] | None = None,
+    saving: Saving | Unsaved | None = None,
+    keep: Callable[[list[dict[str, Any]], Params | None], None] | None = None,
 ) -> Trained:
     """Train, and keep the averaged parameters that were best on the validation part.
 
-    `keep` is told of every epoch: its row, and its averaged parameters if they are the best so far.
+    A training that was saved goes on from there, and one that was finished is what it was.
+
+    Args:
+      task, recipe, technique: what is trained, and how.
+      saving: where and when it is saved; None: not at all.
+      keep: is told of every epoch: the history, which it may add to the last row of, and the
+        averaged parameters if that epoch is the best so far.
+
+    Raises:
+      FloatingPointError: a loss or gradient is not finite, and there is no folder to save in.
     """
-    valid = task.batches("valid", 1, None)
-    batches = technique.batches(task, "train", np.random.default_rng((recipe.seed, 0)))
-    updates = recipe.epochs * count_updates(technique.plan, batches)
-    state = make_state(task, recipe, updates)
-    begin_averages, average_of = make_averager(recipe.averaging)
-    averages = begin_averages(state.params)
-    best_params = average = state.params
-    history: list[dict[str, Any]] = []
-    best: dict[str, Any] = {}
-    scored, weight = 0.0, 0.0
-    seconds, shown = 0.0, time.perf_counter()
-    compiled: dict[tuple[int, int], tuple[float, int]] = {}
-    total = recipe.epochs * sum(_steps(batch) for batch in batches)
-    bar = tqdm(total=total, unit=" steps", unit_scale=True, smoothing=0.1, mininterval=0.5)
-    with common.ctrl_c() as pressed, bar:
-        for epoch in range(recipe.epochs):
-            if epoch:
-                rng = np.random.default_rng((recipe.seed, epoch))
-                batches = technique.batches(task, "train", rng)
-            losses: list[tuple[jax.Array, jax.Array]] = []
-            begun = time.perf_counter()
-            for batch in batches:
-                shape, called = batch_shape(batch), time.perf_counter()
-                if shape not in compiled:
-                    jax.block_until_ready(average)
-                    called = time.perf_counter()
-                state, metrics = tbptt.train_step(state, batch, technique.plan)
-                average, averages = average_of(state.params, averages)
-                if shape not in compiled:
-                    jax.block_until_ready(average)
-                    made = int((np.asarray(metrics.weight) > 0).sum())
-                    compiled[shape] = time.perf_counter() - called, made
-                losses.append((metrics.loss, metrics.weight))
-                bar.update(_steps(batch))
-                if time.perf_counter() - shown > 2 or pressed:
-                    # Reading a value waits for the device, so it is done now and then.
-                    shown = time.perf_counter()
-                    bar.set_postfix_str(
-                        f"epoch {epoch + 1}/{recipe.epochs} "
-                        f"loss {_weighted_mean(losses[-25:]):.3f} {_now(task, state, batch)}"
-                        + (f" valid {task.score.write(best['valid_score'])}" if best else "")
-                    )
-                if pressed:
-                    break
-            jax.block_until_ready(average)
-            seconds += time.perf_counter() - begun
-            scored += sum(float(w.sum()) for _, w in losses)
-            weight += sum(total_weight(batch) for batch in batches[: len(losses)])
-            averaged = dataclasses.replace(state, params=average)
-            found = tbptt.evaluate(averaged, valid, task.metrics)
-            row = {
-                "epoch": epoch + 1,
-                "updates": int(state.step),
-                "train_loss": _weighted_mean(losses),
-                "valid_loss": found["loss"],
-                "valid_score": task.score.of(found),
-                "seconds": round(seconds, 2),
-            }
-            history.append(row)
-            if not best or _rank(task, row) > _rank(task, best):
-                best, best_params = row, average
-            if keep is not None:
-                keep(row, average if best is row else None)
-            if pressed:
-                break
-    first_seconds, first_updates = map(sum, zip(*compiled.values(), strict=True))
-    steady = seconds - first_seconds, int(state.step) - first_updates
-    return Trained(
-        dataclasses.replace(state, params=best_params),
-        best,
-        history,
-        bool(pressed),
-        steady[1] / steady[0] if steady[1] else math.nan,
-        scored / weight,
-    )
+    saving = saving or Unsaved()
+    run = _Training(task, recipe, technique, keep)
+    with saving.running(run.about, run.like) as saved:
+        if saved is not None:
+            run.go_on(saved)
+        finished = run.progress.epoch == recipe.epochs
+        form = {"unit": " steps", "unit_scale": True, "smoothing": 0.1, "mininterval": 0.5}
+        with tqdm(total=run.total, disable=finished, **form) as bar:
+            while run.progress.epoch < recipe.epochs:
+                run.train_epoch(saving, bar)
+                run.end_epoch()
+            saving.finish(run.snapshot)
+    return run.result()
+
+
+class _Training:
+    """A training under way: the state, what is measured, and what of it is saved."""
+
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        technique: Technique,
+        keep: Callable[[list[dict[str, Any]], Params | None], None] | None,
+    ):
+        self._task, self._recipe, self._technique, self._keep = task, recipe, technique, keep
+        self._valid = task.batches("valid", 1, None)
+        self._batches = technique.batches(task, "train", np.random.default_rng((recipe.seed, 0)))
+        self.total = recipe.epochs * sum(_steps(batch) for batch in self._batches)
+        self.about = {
+            "task": task.name,
+            "recipe": dataclasses.asdict(recipe),
+            "technique": {**technique._asdict(), "plan": dataclasses.asdict(technique.plan)},
+            "data": digest([*self._batches, *self._valid]),
+        }
+        updates = recipe.epochs * count_updates(technique.plan, self._batches)
+        self._state = make_state(task, recipe, updates)
+        begin_averages, self._average_of = make_averager(recipe.averaging)
+        # Copied, since the state is donated.
+        self._average = jax.tree.map(jnp.copy, self._state.params)
+        self._best_params, self._averages = self._average, begin_averages(self._average)
+        self.progress = Progress()
+        self._compiled: set[tuple[int, int]] = set()
+        self._shown = time.perf_counter()
+
+    def like(self) -> dict[str, Any]:
+        """The structure of what `snapshot` gives after a batch, when there is a carry."""
+        step = functools.partial(tbptt.train_step, truncation=self._technique.plan)
+        state, _ = jax.eval_shape(step, self._state, self._batches[0])
+        return {**self.snapshot()[0], "state": state}
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All that this training is: arrays, and JSON."""
+        arrays = {
+            "state": self._state,
+            "average": self._average,
+            "averages": self._averages,
+            "best": self._best_params,
+        }
+        return arrays, dataclasses.asdict(self.progress)
+
+    def go_on(self, saved: Saved) -> None:
+        """Be what was saved."""
+        self._state, self._average, self._averages, self._best_params = (
+            saved.tree[name] for name in ("state", "average", "averages", "best")
+        )
+        self.progress = Progress(**saved.progress)
+        if self.progress.epoch < self._recipe.epochs:
+            tqdm.write(
+                f"going on after {int(self._state.step):,} updates: epoch "
+                f"{self.progress.epoch + 1}, batch {self.progress.batch + 1}"
+            )
+
+    def train_epoch(self, saving: Unsaved, bar: tqdm) -> None:
+        """Train on the rest of an epoch."""
+        progress, batches = self.progress, self._batches
+        if progress.epoch:
+            rng = np.random.default_rng((self._recipe.seed, progress.epoch))
+            batches = self._technique.batches(self._task, "train", rng)
+        done = sum(_steps(batch) for batch in batches[: progress.batch])
+        bar.update(progress.epoch * self.total // self._recipe.epochs + done - bar.n)
+        for batch in batches[progress.batch :]:
+            metrics = self._train_batch(batch)
+            progress.batch += 1
+            bar.update(_steps(batch))
+            self._show(bar, batch)
+            if not np.all(metrics.finite):
+                where = f"epoch {progress.epoch + 1}, batch {progress.batch} of {len(batches)}"
+                message = f"{where}, {self._first_nonfinite(batch, metrics)}"
+                if saving.on_nonfinite == "stop":
+                    saving.stop_nonfinite(message, self.snapshot)
+                tqdm.write(f"warning: {message}; {progress.skipped} left out in this epoch")
+            saving.after_batch(self.snapshot)
+
+    def _train_batch(self, batch: tbptt.Batch) -> tbptt.Metrics:
+        progress, shape = self.progress, batch_shape(batch)
+        begun = time.perf_counter()
+        self._state, metrics = tbptt.train_step(self._state, batch, self._technique.plan)
+        self._average, self._averages = self._average_of(self._state.params, self._averages)
+        jax.block_until_ready(self._average)
+        seconds = time.perf_counter() - begun
+        progress.seconds += seconds
+        if shape not in self._compiled:
+            self._compiled.add(shape)
+            progress.first_seconds += seconds
+            progress.first_updates += int(np.sum(np.asarray(metrics.weight) > 0))
+        progress.add(metrics)
+        progress.offered += total_weight(batch)
+        return metrics
+
+    def _first_nonfinite(self, batch: tbptt.Batch, metrics: tbptt.Metrics) -> str:
+        """The first window of a batch whose loss or gradient is not finite."""
+        window = int(np.argmin(metrics.finite))
+        interval = credit.intervals(self._technique.plan, batch_shape(batch)[1])[window]
+        made = np.asarray((metrics.weight > 0) & metrics.finite)
+        step = int(self._state.step) - int(made[window:].sum())
+        return (
+            f"window {window + 1}, {self._task.step}s {interval.start + 1} to {interval.end}, "
+            f"after update {step:,}: the loss is {float(metrics.loss[window]):g}, the norm of the "
+            f"gradient {float(metrics.grad_norm[window]):g}; it was not trained on"
+        )
+
+    def end_epoch(self) -> None:
+        """Judge what was learnt."""
+        progress, task = self.progress, self._task
+        averaged = dataclasses.replace(self._state, params=self._average)
+        found = tbptt.evaluate(averaged, self._valid, task.metrics)
+        best = self._best()
+        row = {
+            "epoch": progress.epoch + 1,
+            "updates": int(self._state.step),
+            "train_loss": progress.mean_loss(),
+            "valid_loss": found["loss"],
+            "valid_score": task.score.of(found),
+            "skipped": progress.skipped,
+            "seconds": round(progress.seconds, 2),
+        }
+        progress.end_epoch(row)
+        better = best is None or _rank(task, row) > _rank(task, best)
+        if better:
+            self._best_params = self._average
+        if self._keep is not None:
+            self._keep(progress.history, self._average if better else None)
+
+    def _best(self) -> dict[str, Any] | None:
+        """The best row so far, of equals the first."""
+        return max(self.progress.history, key=lambda row: _rank(self._task, row), default=None)
+
+    def _show(self, bar: tqdm, batch: tbptt.Batch) -> None:
+        """Say now and then how it stands."""
+        if time.perf_counter() - self._shown < 2:
+            return
+        self._shown, task, best = time.perf_counter(), self._task, self._best()
+        judged = data.mark_losses(batch) if task.many_to_one else batch
+        score = task.score.write(task.score.of(tbptt.evaluate(self._state, judged, task.metrics)))
+        bar.set_postfix_str(
+            f"epoch {self.progress.epoch + 1}/{self._recipe.epochs} "
+            f"loss {self.progress.mean_loss():.3f} {task.score.name} {score}"
+            + (f" valid {task.score.write(best['valid_score'])}" if best else "")
+        )
+
+    def result(self) -> Trained:
+        """What is left of it."""
+        progress, best = self.progress, self._best()
+        assert best is not None  # there is at least one epoch
+        updates = int(self._state.step) - progress.first_updates
+        seconds = progress.seconds - progress.first_seconds
+        return Trained(
+            dataclasses.replace(self._state, params=self._best_params),
+            best,
+            progress.history,
+            updates / seconds if updates > 0 else math.nan,
+            progress.scored / progress.offered,
+        )
+
+
+def digest(batches: list[tbptt.Batch]) -> str:
+    """Of the data: any change of a bit, a shape or an order gives another one."""
+    found = hashlib.sha256()
+    for batch in batches:
+        for path, leaf in jax.tree.leaves_with_path(batch):
+            array = np.ascontiguousarray(leaf)
+            found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+            found.update(array.data)
+    return found.hexdigest()
 
 
 def _rank(task: Task, row: dict[str, Any]) -> tuple[float, float]:
     """What makes an epoch better: its score on the validation part, and then its loss there."""
-    return task.score.rank(row["valid_score"]), -row["valid_loss"]
-
-
-def _now(task: Task, state: tbptt.TrainState, batch: tbptt.Batch) -> str:
-    """The score on a batch of training."""
-    judged = data.mark_losses(batch) if task.many_to_one else batch
-    score = task.score.of(tbptt.evaluate(state, judged, task.metrics))
-    return f"{task.score.name} {task.score.write(score)}"
+    rank = task.score.rank(row["valid_score"]), -row["valid_loss"]
+    return (-math.inf, -math.inf) if any(map(math.isnan, rank)) else rank
 
 
 def _steps(batch: tbptt.Batch) -> int:
@@ -245,12 +407,6 @@ def _weight_of_steps(batch: tbptt.Batch) -> np.ndarray:
     rows, length = batch_shape(batch)
     weights = step_weights(batch, 0, length)
     return np.full(length, rows) if weights is None else np.asarray(weights).sum(0)
-
-
-def _weighted_mean(pairs: list[tuple[jax.Array, jax.Array]]) -> float:
-    """Mean of values by their weights, of many updates."""
-    values, weights = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return float(np.average(values, weights=weights)) if weights.sum() else math.nan
 
 
 def temporary_bytes(state: tbptt.TrainState, batch: Any, plan: tbptt.Truncation) -> int:

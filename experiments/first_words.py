@@ -21,9 +21,10 @@ import numpy as np
 from absl import app
 
 import tbptt_jax as tbptt
-from experiments import common, driver
-from experiments.common import flag
+from experiments import common, driver, run_folder
+from experiments.common import RunOptions, flag
 from experiments.driver import Recipe, Technique
+from experiments.run_folder import RunFolder, slug
 from experiments.tasks import Task, opinions, reviews
 from tbptt_jax import data
 
@@ -31,7 +32,7 @@ NAME = "first_words"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunOptions):
     """What a run is."""
 
     k2: int = flag(30, "Words that the gradient reaches back; also k1.", opinions.OPENING)
@@ -42,7 +43,6 @@ class Config:
     passes: int = flag(25, "Passes over the invented texts.", 1)
     seeds: int = flag(5, "Networks of each kind on invented texts.", 1)
     data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.")
-    output_dir: str | None = flag(None, "Folder of the run; default runs/first_words-TIME.")
     fast: bool = flag(False, "Shorter and fewer texts, fewer networks: under 30 seconds.")
 
 
@@ -106,16 +106,16 @@ def regimes(config: Config) -> dict[str, Regime]:
     return {regime.technique.name: regime for regime in listed}
 
 
-def fit(task: Task, technique: Technique, seed: int, keep: Any = None) -> driver.Trained:
-    """Train as the task asks for; Ctrl-C ends the program."""
+def fit(
+    run: RunFolder, task: Task, technique: Technique, seed: int, keep: Any = None
+) -> driver.Trained:
+    """Train as the task asks for."""
     recipe = Recipe(task.epochs, task.learning_rate, task.averaging, seed=seed)
-    trained = driver.fit(task, recipe, technique, keep)
-    if trained.interrupted:
-        common.stop("stopped by Ctrl-C; there are no results yet")
-    return trained
+    saving = run.saving(slug(f"{task.name} {technique.name} {seed}"))
+    return driver.fit(task, recipe, technique, saving, keep)
 
 
-def learn(config: Config, regime: Regime, seed: int) -> Learnt:
+def learn(run: RunFolder, config: Config, regime: Regime, seed: int) -> Learnt:
     """Train a network on invented texts, and look at what its opinion words get."""
     technique = regime.technique
     size = {"length": config.length, "reach": config.k2, "epochs": config.passes}
@@ -127,17 +127,19 @@ def learn(config: Config, regime: Regime, seed: int) -> Learnt:
     rows = opinions.encode(" ".join(opinions.OPINIONS))
     start = driver.make_state(task, Recipe(1, 0.0, 0.0, seed=seed))
     before = np.asarray(start.params["encoder"]["embedding"])[rows]
-    seen = []
 
-    def look(_: Any, params: Any) -> None:
-        if params is not None:
-            state = dataclasses.replace(start, params=params)
-            for batch in (shortest, longest):
-                grads = tbptt.gradient(state, batch, technique.plan)
-                seen.append(np.abs(np.asarray(grads["encoder"]["embedding"])[rows]).max())
+    def largest(params: Any) -> float:
+        state = dataclasses.replace(start, params=params)
+        found = [tbptt.gradient(state, b, technique.plan) for b in (shortest, longest)]
+        return max(float(np.abs(g["encoder"]["embedding"][rows]).max()) for g in found)
 
-    look(None, start.params)
-    trained = fit(task, technique, seed, look)
+    def look(history: list[dict[str, Any]], best: Any) -> None:
+        if best is not None:
+            history[-1]["gradient"] = largest(best)
+
+    at_first = largest(start.params)
+    trained = fit(run, task, technique, seed, look)
+    seen = [at_first, *(row["gradient"] for row in trained.history if "gradient" in row)]
     after = np.asarray(trained.state.params["encoder"]["embedding"])[rows]
     answers = [
         (np.asarray(tbptt.predict(trained.state, batch)).argmax(-1) == batch.targets)[batch.mask]
@@ -145,7 +147,7 @@ def learn(config: Config, regime: Regime, seed: int) -> Learnt:
     ]
     accuracy = np.concatenate(answers).reshape(-1, config.length).mean(0)
     moved = float(np.abs(after - before).max())
-    return Learnt(accuracy.tolist(), float(max(seen)), moved, trained.history)
+    return Learnt(accuracy.tolist(), max(seen), moved, trained.history)
 
 
 def updates_until(history: list[dict[str, Any]], accuracy: float) -> int | None:
@@ -170,7 +172,7 @@ def summary(config: Config, found: dict[str, list[Learnt]]) -> str:
     return common.table([*head, "largest gradient", "moved by"], rows)
 
 
-def plot_invented(config: Config, found: dict[str, list[Learnt]], run: common.RunFolder) -> None:
+def plot_invented(config: Config, found: dict[str, list[Learnt]], run: RunFolder) -> None:
     """Accuracy by words read, and over training; means of the networks."""
     words = np.arange(opinions.OPENING, config.length + 1)
     by_words, by_updates = (common.figure(1, 1, width=7, height=3.2) for _ in range(2))
@@ -206,7 +208,9 @@ def some(part: reviews.Texts) -> reviews.Texts:
     return reviews.Texts([part.ids[i] for i in chosen], part.labels[chosen])
 
 
-def review_accuracy(config: Config, texts: reviews.Config, parts: Any, words: int) -> dict:
+def review_accuracy(
+    run: RunFolder, config: Config, texts: reviews.Config, parts: Any, words: int
+) -> dict:
     """For each way to train on reviews: accuracy on the first and on the last N words of a text.
 
     All on the same texts: those longer than the largest N, and short enough not to be cut.
@@ -222,7 +226,7 @@ def review_accuracy(config: Config, texts: reviews.Config, parts: Any, words: in
     test = task.batches("test", 1, None)
     result: dict[str, Any] = {"words": counts}
     for technique in techniques:
-        state = fit(task, technique, 0).state
+        state = fit(run, task, technique, 0).state
         for end in ("first", "last"):
             for count in (*counts, texts.max_length):
                 left = [only(b, count, end, counts[-1], texts.max_length) for b in test]
@@ -244,7 +248,7 @@ def review_tables(result: dict[str, Any]) -> str:
     )
 
 
-def plot_reviews(result: dict, run: common.RunFolder) -> None:
+def plot_reviews(result: dict, run: RunFolder) -> None:
     """Accuracy by the number of words that are shown."""
     figure, axes = common.figure(1, 2, width=8, height=3)
     ticks = range(len(result["words"]) + 1)
@@ -263,7 +267,7 @@ def plot_reviews(result: dict, run: common.RunFolder) -> None:
 def main(argv: list[str]) -> None:
     """Train all networks, and tell."""
     common.begin(argv)
-    config = common.with_fast(common.from_flags(Config), FAST)
+    config = run_folder.configure(Config, NAME, FAST)
     check(config)
     options = REVIEWS_FAST if config.fast else {}
     texts = reviews.Config(data_dir=config.data_dir, fast=config.fast, **options)
@@ -271,10 +275,10 @@ def main(argv: list[str]) -> None:
     parts, vocabulary = common.load(reviews.load_texts, texts)
     if config.fast:
         parts = {name: some(part) for name, part in parts.items()}
-    run = common.RunFolder.create(config.output_dir, NAME, config)
+    run = RunFolder.create(config, NAME)
     found: dict[str, list[Learnt]] = {}
     for name, regime in regimes(config).items():
-        found[name] = [learn(config, regime, seed) for seed in range(config.seeds)]
+        found[name] = [learn(run, config, regime, seed) for seed in range(config.seeds)]
     plot_invented(config, found, run)
     records = {name: [net._asdict() for net in nets] for name, nets in found.items()}
     result: dict[str, Any] = {"invented": records, "versions": common.versions()}
@@ -284,7 +288,7 @@ def main(argv: list[str]) -> None:
     print(
         "\nThe gradient is that of the embeddings of love, hate and the like, the largest entry.\n"
     )
-    result["reviews"] = review_accuracy(config, texts, parts, len(vocabulary))
+    result["reviews"] = review_accuracy(run, config, texts, parts, len(vocabulary))
     run.write_json("result.json", result)
     plot_reviews(result["reviews"], run)
     print(f"\nTest accuracy on the same {result['reviews']['texts']:,} reviews by words shown:\n")

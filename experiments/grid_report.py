@@ -11,6 +11,7 @@ import numpy as np
 import tbptt_jax as tbptt
 from experiments import common
 from experiments.plane import Plane
+from experiments.run_folder import RunFolder
 from experiments.tasks import Task
 
 CONFIDENCE = 0.95
@@ -148,7 +149,7 @@ def table(task: Task, plane: Plane, cells: list[Cell], best: Cell) -> str:
     return common.table([*head, "against the best", "updates", "scored", "ms"], rows)
 
 
-def draw(run: common.RunFolder, task: Task, plane: Plane, cells: list[Cell], best: Cell) -> None:
+def draw(run: RunFolder, task: Task, plane: Plane, cells: list[Cell], best: Cell) -> None:
     """Heat maps over the plane: above the mean score on test, below the time of an update."""
     by_run = {cell.plan: cell for cell in cells}
     shown = {plan: by_run[same] for plan, same in plane.same.items()}
@@ -226,7 +227,7 @@ def record(task: Task, cell: Cell, best: Cell) -> dict[str, Any]:
 
 
 def report(
-    run: common.RunFolder,
+    run: RunFolder,
     task: Task,
     epochs: int,
     plane: Plane,

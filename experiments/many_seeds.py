@@ -6,6 +6,7 @@ of the recipe's seed.
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +20,10 @@ import optax
 import tbptt_jax as tbptt
 from experiments import driver
 from experiments.driver import Recipe, Technique
+from experiments.saving import Saving, Unsaved
 from experiments.tasks import Task
 from tbptt_jax import evaluation
+from tbptt_jax.checkpoint import Saved
 from tbptt_jax.windows import batch_shape
 
 # One compiled call in either case: every operation for all networks, or network after network.
@@ -40,7 +43,8 @@ class Outcome(NamedTuple):
     Attributes:
       valid, test: [M], scores with the averaged parameters of the epoch best on validation.
       epochs: [M], that epoch.
-      updates: of each network.
+      updates: [M], made.
+      skipped: [M], not made, since they were not finite.
       seconds: of all networks, with what was compiled for them, and judging.
       seconds_per_update: of one network, without compiling.
       scored: share of the losses that was scored.
@@ -49,7 +53,8 @@ class Outcome(NamedTuple):
     valid: np.ndarray
     test: np.ndarray
     epochs: np.ndarray
-    updates: int
+    updates: np.ndarray
+    skipped: np.ndarray
     seconds: float
     seconds_per_update: float
     scored: float
@@ -81,13 +86,13 @@ class ManySeeds:
 
     def __init__(self, task: Task, recipe: Recipe, seeds: Sequence[int]):
         """Make a network for every seed; the recipe's own learning rate is not used."""
-        self._task, self._recipe = task, recipe
+        self.task, self.recipe = task, recipe
         self._states = {
             seed: driver.make_state(task, dataclasses.replace(recipe, seed=seed)) for seed in seeds
         }
-        self._valid, self._test = task.batches("valid", 1, None), task.batches("test", 1, None)
-        self._averager = optax.ema(recipe.averaging)
-        self._steps: dict[tuple[Technique, Spread], Callable[..., Any]] = {}
+        self.valid, self.test = task.batches("valid", 1, None), task.batches("test", 1, None)
+        self.averager = optax.ema(recipe.averaging)
+        self._steps: dict[tuple[Technique, Spread], Step] = {}
         self._totals = jax.jit(self._trace_totals, static_argnames="how")
 
     def fit(
@@ -95,130 +100,250 @@ class ManySeeds:
         technique: Technique,
         networks: Sequence[Network],
         how: Spread,
-        go_on: Callable[[float], bool] = lambda done: True,
-    ) -> Outcome | None:
-        """Train and judge.
+        saving: Saving | Unsaved | None = None,
+        show: Callable[[float], None] = lambda done: None,
+    ) -> Outcome:
+        """Train and judge; what was saved goes on from there.
 
-        `go_on` is told after every batch what share of the training is done; when it says no, the
-        training ends and is worth nothing: None.
+        `show` is told after every batch what share of the training is done.
         """
-        begun = time.perf_counter()
-        task, epochs, count = self._task, self._recipe.epochs, len(networks)
-        states, step = self._start(technique, networks), self._step(technique, how)
-        averages = self._averager.init(states.params)
-        best: Any = None
-        best_rank = np.full((2, count), -np.inf)
-        best_score, best_epoch = np.full(count, np.nan), np.zeros(count, int)
-        scored, weight = 0.0, 0.0
-        seconds: list[float] = []
-        for epoch in range(epochs):
-            average, batches = None, self._batches(technique, epoch)
-            for i, batch in enumerate(batches):
-                states, averages, average, weights, took = step(states, averages, batch)
-                seconds.append(took / max(1, np.count_nonzero(np.asarray(weights))))
-                scored += float(weights[0].sum())
-                weight += driver.total_weight(batch)
-                if not go_on((epoch + (i + 1) / len(batches)) / epochs):
-                    return None
-            score, loss = self._judge(average, self._valid, how)
-            rank = np.stack([[task.score.rank(s) for s in score.tolist()], -loss])
-            rank[:, np.isnan(rank).any(0)] = -np.inf
-            higher, equal = rank > best_rank, rank == best_rank
-            better = higher[0] | (equal[0] & higher[1])
-            best = average if best is None else _choose(better, average, best)
-            best_rank = np.where(better, rank, best_rank)
-            best_score = np.where(better, score, best_score)
-            best_epoch = np.where(better, epoch + 1, best_epoch)
-        return Outcome(
-            valid=best_score,
-            test=self._judge(best, self._test, how)[0],
-            epochs=best_epoch,
-            updates=int(states.step[0]),
-            seconds=time.perf_counter() - begun,
-            seconds_per_update=statistics.median(seconds),
-            scored=scored / weight,
-        )
+        saving = saving or Unsaved()
+        run = _Together(self, technique, networks, how)
+        with saving.running(run.about, run.like) as saved:
+            if saved is not None:
+                run.go_on(saved)
+            while run.progress.epoch < self.recipe.epochs:
+                run.train_epoch(saving, show)
+                run.end_epoch()
+            saving.finish(run.snapshot)
+            return run.outcome()
 
     def measure(
         self, technique: Technique, networks: Sequence[Network], calls: int = 3
     ) -> dict[Spread, float]:
         """Seconds that a batch takes all networks, spread in each way; the median of some calls."""
-        batch = self._batches(technique, 0)[0]
+        batch = self.batches(technique, 0)[0]
         found: dict[Spread, float] = {}
         ways: tuple[Spread, ...] = ("together", "in turn")
         for how in ways:
-            states, step = self._start(technique, networks), self._step(technique, how)
-            averages, seconds = self._averager.init(states.params), []
+            states, step = self.start(technique, networks), self.step(technique, how)
+            averages, seconds = self.averager.init(states.params), []
             for _ in range(calls):
                 states, averages, _, _, took = step(states, averages, batch)
                 seconds.append(took)
             found[how] = statistics.median(seconds)
         return found
 
-    def _batches(self, technique: Technique, epoch: int) -> list[tbptt.Batch]:
-        rng = np.random.default_rng((self._recipe.seed, epoch))
-        return technique.batches(self._task, "train", rng)
+    def batches(self, technique: Technique, epoch: int) -> list[tbptt.Batch]:
+        """The part for training, in the order of an epoch."""
+        rng = np.random.default_rng((self.recipe.seed, epoch))
+        return technique.batches(self.task, "train", rng)
 
-    def _start(self, technique: Technique, networks: Sequence[Network]) -> tbptt.TrainState:
+    def start(self, technique: Technique, networks: Sequence[Network]) -> tbptt.TrainState:
         """The states of the networks, stacked."""
-        count = driver.count_updates(technique.plan, self._batches(technique, 0))
-        optimizer = make_optimizer(self._recipe.clip, self._recipe.epochs * count)
+        count = driver.count_updates(technique.plan, self.batches(technique, 0))
+        optimizer = make_optimizer(self.recipe.clip, self.recipe.epochs * count)
         chosen = [self._states[network.seed] for network in networks]
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chosen)
         opt_state: Any = jax.vmap(optimizer.init)(states.params)
         rates = jnp.array([network.learning_rate for network in networks])
         return dataclasses.replace(states, optimizer=optimizer, opt_state=(opt_state[0], rates))
 
-    def _step(self, technique: Technique, how: Spread) -> Callable[..., Any]:
-        """What a batch does to all networks and to the averages of their parameters; timed."""
-        if (technique, how) in self._steps:
-            return self._steps[technique, how]
-
-        def one(batch, state):
-            state, metrics = tbptt.train_step(state, batch, technique.plan)
-            if batch.reset is None:
-                # As before the first batch, so that the second compiles nothing.
-                state = dataclasses.replace(state, carry=None, lookback=None)
-            return state, metrics.weight
-
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def step(states, averages, batch):
-            states, weights = spread(functools.partial(one, batch), how)(states)
-            average, averages = self._averager.update(states.params, averages)
-            return states, averages, average, weights
-
-        compiled: dict[Any, Any] = {}
-
-        def run(states, averages, batch):
-            key = states.step.shape, batch_shape(batch), jax.tree.structure((states.carry, batch))
-            if key not in compiled:
-                compiled[key] = step.lower(states, averages, batch).compile()
-            called = time.perf_counter()
-            result = jax.block_until_ready(compiled[key](states, averages, batch))
-            return *result, time.perf_counter() - called
-
-        self._steps[technique, how] = run
-        return run
+    def step(self, technique: Technique, how: Spread) -> "Step":
+        """What a batch does to all networks and to the averages of their parameters."""
+        if (technique, how) not in self._steps:
+            self._steps[technique, how] = Step(technique.plan, how, self.averager.update)
+        return self._steps[technique, how]
 
     def _trace_totals(self, params: Any, batches: list[tbptt.Batch], how: Spread) -> Any:
         look = dataclasses.replace(next(iter(self._states.values())), opt_state=None, rng=None)
 
         def one(params):
             state = dataclasses.replace(look, params=params)
-            return list(evaluation.totals(state, batches, self._task.metrics))
+            return list(evaluation.totals(state, batches, self.task.metrics))
 
         return spread(one, how)(params)
 
-    def _judge(
+    def judge(
         self, params: Any, batches: list[tbptt.Batch], how: Spread
     ) -> tuple[np.ndarray, np.ndarray]:
         """The score and the loss of each network."""
         parts = self._totals(params, batches, how=how)
         sums = np.sum([np.asarray(part, np.float64) for part in parts], axis=0)
         means = sums[:, :-1] / sums[:, -1:]
-        names = ("loss", *self._task.metrics)
-        scores = [self._task.score.of(dict(zip(names, row, strict=True))) for row in means]
+        names = ("loss", *self.task.metrics)
+        scores = [self.task.score.of(dict(zip(names, row, strict=True))) for row in means]
         return np.array(scores), means[:, 0]
+
+
+class Step:
+    """What a batch does to all networks and to the averages of their parameters, timed.
+
+    Called with the states, their averages and a batch, it gives the new states, averages, the
+    averaged parameters, the metrics, each [M, ...], and the seconds it took.
+    """
+
+    def __init__(self, plan: tbptt.Truncation, how: Spread, average: Callable[..., Any]):
+        def one(batch, state):
+            state, metrics = tbptt.train_step(state, batch, plan)
+            if batch.reset is None:
+                # As before the first batch, so that the second compiles nothing.
+                state = dataclasses.replace(state, carry=None, lookback=None)
+            return state, metrics
+
+        def step(states, averages, batch):
+            states, metrics = spread(functools.partial(one, batch), how)(states)
+            averaged, averages = average(states.params, averages)
+            return states, averages, averaged, metrics
+
+        self._step = jax.jit(step, donate_argnums=(0, 1))
+        self._compiled: dict[Any, Any] = {}
+
+    def shapes(self, *arguments: Any) -> tuple[Any, Any, Any, Any]:
+        """What it gives, without the seconds; nothing is run."""
+        return jax.eval_shape(self._step, *arguments)
+
+    def __call__(self, states: Any, averages: Any, batch: tbptt.Batch) -> tuple[Any, ...]:
+        key = states.step.shape, batch_shape(batch), jax.tree.structure((states.carry, batch))
+        if key not in self._compiled:
+            self._compiled[key] = self._step.lower(states, averages, batch).compile()
+        called = time.perf_counter()
+        result = jax.block_until_ready(self._compiled[key](states, averages, batch))
+        return *result, time.perf_counter() - called
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where the training of M networks is, and what was measured so far; JSON.
+
+    Attributes:
+      epoch, batch: how many epochs are done, and batches of the one under way.
+      best_rank: [2, M], of the best epoch of each network.
+      best_score, best_epoch: [M], of that epoch.
+      skipped: [M], updates that were not made, since they were not finite.
+      scored, offered: weight of all losses that were scored, and of all there were.
+      seconds: of all of it.
+      per_update: seconds of an update, for each batch.
+    """
+
+    best_rank: list[list[float]]
+    best_score: list[float]
+    best_epoch: list[int]
+    skipped: list[int]
+    epoch: int = 0
+    batch: int = 0
+    scored: float = 0.0
+    offered: float = 0.0
+    seconds: float = 0.0
+    per_update: list[float] = dataclasses.field(default_factory=list)
+
+
+class _Together:
+    """The training of some networks under way, and what of it is saved."""
+
+    def __init__(
+        self, owner: ManySeeds, technique: Technique, networks: Sequence[Network], how: Spread
+    ):
+        self._owner, self._technique = owner, technique
+        self._how: Spread = how
+        self._networks, count = networks, len(networks)
+        self._step = owner.step(technique, how)
+        self._states = owner.start(technique, networks)
+        # Copied, since the states are donated.
+        self._average = self._best = jax.tree.map(jnp.copy, self._states.params)
+        self._averages = owner.averager.init(self._average)
+        self._batches = owner.batches(technique, 0)
+        self.about = {
+            "task": owner.task.name,
+            "recipe": dataclasses.asdict(owner.recipe),
+            "technique": {**technique._asdict(), "plan": dataclasses.asdict(technique.plan)},
+            "networks": [list(network) for network in networks],
+            "how": how,
+            "data": driver.digest([*self._batches, *owner.valid]),
+        }
+        worst = [-math.inf] * count
+        self.progress = Progress([worst, worst], [math.nan] * count, [0] * count, [0] * count)
+        self._clock = time.perf_counter()
+
+    def like(self) -> dict[str, Any]:
+        """The structure of what `snapshot` gives after a batch."""
+        states, *_ = self._step.shapes(self._states, self._averages, self._batches[0])
+        return {**self.snapshot()[0], "states": states}
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All that this training is: arrays, and JSON."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+        arrays = {
+            "states": self._states,
+            "average": self._average,
+            "averages": self._averages,
+            "best": self._best,
+        }
+        return arrays, dataclasses.asdict(self.progress)
+
+    def go_on(self, saved: Saved) -> None:
+        """Be what was saved."""
+        self._states, self._average, self._averages, self._best = (
+            saved.tree[name] for name in ("states", "average", "averages", "best")
+        )
+        self.progress = Progress(**saved.progress)
+
+    def train_epoch(self, saving: Unsaved, show: Callable[[float], None]) -> None:
+        """Train on the rest of an epoch."""
+        progress, epochs = self.progress, self._owner.recipe.epochs
+        if progress.epoch:
+            self._batches = self._owner.batches(self._technique, progress.epoch)
+        for batch in self._batches[progress.batch :]:
+            self._states, self._averages, self._average, metrics, took = self._step(
+                self._states, self._averages, batch
+            )
+            weights, finite = np.asarray(metrics.weight), np.asarray(metrics.finite)
+            progress.batch += 1
+            progress.per_update.append(took / max(1, np.count_nonzero(weights[0])))
+            progress.scored += float(weights[0].sum())
+            progress.offered += driver.total_weight(batch)
+            progress.skipped = (progress.skipped + (~finite).sum(1)).tolist()
+            show((progress.epoch + progress.batch / len(self._batches)) / epochs)
+            if not finite.all() and saving.on_nonfinite == "stop":
+                network, window = np.argwhere(~finite)[0].tolist()
+                saving.stop_nonfinite(
+                    f"{self._technique.name}, epoch {progress.epoch + 1}, batch {progress.batch}, "
+                    f"window {window + 1}: the loss or gradient of {self._networks[network]} is "
+                    "not finite; it was not trained on",
+                    self.snapshot,
+                )
+            saving.after_batch(self.snapshot)
+
+    def end_epoch(self) -> None:
+        """Judge what was learnt, and keep for each network what is its best."""
+        progress, score_of = self.progress, self._owner.task.score
+        score, loss = self._owner.judge(self._average, self._owner.valid, self._how)
+        rank = np.stack([[score_of.rank(s) for s in score.tolist()], -loss])
+        rank[:, np.isnan(rank).any(0)] = -np.inf
+        best_rank = np.array(progress.best_rank)
+        higher, equal = rank > best_rank, rank == best_rank
+        better = higher[0] | (equal[0] & higher[1])
+        self._best = _choose(better, self._average, self._best)
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.best_rank = np.where(better, rank, best_rank).tolist()
+        progress.best_score = np.where(better, score, progress.best_score).tolist()
+        progress.best_epoch = np.where(better, progress.epoch, progress.best_epoch).tolist()
+
+    def outcome(self) -> Outcome:
+        """What it came to."""
+        _, progress = self.snapshot()
+        return Outcome(
+            valid=np.array(progress["best_score"]),
+            test=self._owner.judge(self._best, self._owner.test, self._how)[0],
+            epochs=np.array(progress["best_epoch"]),
+            updates=np.asarray(self._states.step),
+            skipped=np.array(progress["skipped"]),
+            seconds=progress["seconds"],
+            seconds_per_update=statistics.median(progress["per_update"]),
+            scored=progress["scored"] / progress["offered"],
+        )
 
 
 @jax.jit

@@ -18,14 +18,15 @@ from absl import app
 from flax import nnx
 
 import tbptt_jax as tbptt
-from experiments import common
-from experiments.common import flag
+from experiments import common, run_folder
+from experiments.common import RunOptions, flag
+from experiments.run_folder import Journal, RunFolder
 
 NAME = "presence_of_one"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunOptions):
     """What a run is."""
 
     length: int = flag(20, "Steps of a sequence.", 2)
@@ -35,7 +36,6 @@ class Config:
     batch_size: int = flag(64, "Sequences in a batch; every second one holds a 1.", 2)
     learning_rate: float = flag(1e-2, "Adam's.", 0)
     seeds: int = flag(10, "Networks of each kind.", 1)
-    output_dir: str | None = flag(None, "Folder of the run; default runs/presence_of_one-TIME.")
     fast: bool = flag(False, "3 networks of each kind and 300 updates.")
 
 
@@ -87,13 +87,19 @@ def train(
         batch = make_batch(config, rng.integers(*where, config.batch_size // 2), config.batch_size)
         if i % 50 == 0:
             largest = max(largest, input_gradient(state, batch, plan))
-        state, _ = tbptt.train_step(state, batch, plan)
+        state, metrics = tbptt.train_step(state, batch, plan)
+        if config.on_nonfinite == "stop" and not np.all(metrics.finite):
+            common.stop(
+                f"update {i + 1} of seed {seed}, {plan}: the loss is {float(metrics.loss[0]):g}, "
+                f"the norm of the gradient {float(metrics.grad_norm[0]):g}; it was not trained on. "
+                "Lower --learning_rate, or leave such updates out with --on_nonfinite=skip"
+            )
     every = make_batch(config, np.arange(config.length), config.length + 1)
     outputs = tbptt.predict(state, every)[:, -1]
     return np.asarray(jax.nn.softmax(outputs)[:, 1]), largest
 
 
-def draw(config: Config, found: dict[tuple[str, str], np.ndarray], run: common.RunFolder) -> None:
+def draw(config: Config, found: dict[tuple[str, str], np.ndarray], run: RunFolder) -> None:
     """The probability by position: one panel for each place of the 1s in training."""
     names = list(regimes(config))
     figure, axes = common.figure(1, len(names), width=8, height=2.8)
@@ -116,10 +122,8 @@ def draw(config: Config, found: dict[tuple[str, str], np.ndarray], run: common.R
 def main(argv: list[str]) -> None:
     """Train all networks, and tell."""
     common.begin(argv)
-    config = common.from_flags(Config)
-    if config.fast:
-        config = dataclasses.replace(config, seeds=3, updates=300)
-    run = common.RunFolder.create(config.output_dir, NAME, config)
+    config = run_folder.configure(Config, NAME, {"seeds": 3, "updates": 300})
+    run = RunFolder.create(config, NAME)
     length, half = config.length, config.length // 2
     plans = {
         f"k2 = {config.k2}": tbptt.Truncation(length, config.k2),
@@ -128,12 +132,20 @@ def main(argv: list[str]) -> None:
     # One optimizer for all: functions are compared by identity, and a new one is compiled anew.
     optimizer = optax.adam(config.learning_rate)
     jobs = [(r, p, s) for r in regimes(config) for p in plans for s in range(config.seeds)]
-    ones: dict[tuple[str, str], list[np.ndarray]] = {}
+    journal = Journal(run.path / "networks.jsonl")
+    done = {(row["trained_on"], row["plan"], row["seed"]): row for row in journal.read()}
+    for job in common.progress([job for job in jobs if job not in done], "networks"):
+        regime, plan, seed = job
+        p, seen = train(config, regimes(config)[regime], plans[plan], optimizer, seed)
+        row = {"trained_on": regime, "plan": plan, "seed": seed}
+        done[job] = {**row, "probability": p.tolist(), "largest_input_gradient": seen}
+        journal.add([done[job]])
+    ones: dict[tuple[str, str], list[list[float]]] = {}
     largest: dict[tuple[str, str], float] = {}
-    for regime, plan, seed in common.progress(jobs, "networks"):
-        result, seen = train(config, regimes(config)[regime], plans[plan], optimizer, seed)
-        ones.setdefault((regime, plan), []).append(result)
-        largest[regime, plan] = max(largest.get((regime, plan), 0.0), seen)
+    for job in jobs:
+        row, key = done[job], job[:2]
+        ones.setdefault(key, []).append(row["probability"])
+        largest[key] = max(largest.get(key, 0.0), row["largest_input_gradient"])
     found = {key: np.stack(results) for key, results in ones.items()}
     draw(config, found, run)
     rows, records = [], []

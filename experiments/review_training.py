@@ -8,13 +8,9 @@ import numpy as np
 import tbptt_jax as tbptt
 from experiments import common, driver, reviews
 from experiments.driver import Recipe, Technique, Trained
-from experiments.tasks.reviews import FAST, Config, Texts, load_texts, make_task
+from experiments.run_folder import RunFolder
+from experiments.tasks.reviews import Config, Texts, load_texts, make_task
 from experiments.tasks.task import Part, Task
-
-
-def from_flags() -> Config:
-    """The run that the command line asks for; --fast changes what it leaves open."""
-    return common.with_fast(common.from_flags(Config), FAST)
 
 
 def technique(config: Config) -> Technique:
@@ -38,7 +34,7 @@ def load_data(config: Config) -> tuple[dict[Part, Texts], reviews.Vocabulary]:
     return common.load(load_texts, config)
 
 
-def load_run(run: common.RunFolder) -> tuple[Config, reviews.Vocabulary, tbptt.TrainState]:
+def load_run(run: RunFolder) -> tuple[Config, reviews.Vocabulary, tbptt.TrainState]:
     """What a finished run was, and its network."""
     config = Config(**run.read_json("config.json"))
     vocabulary = reviews.Vocabulary.load(run.path / "vocabulary.json")
@@ -51,15 +47,19 @@ def untrained(config: Config, words: int) -> tbptt.TrainState:
     return driver.make_state(make_task(config, {}, words), recipe(config))
 
 
-def run_training(config: Config, run: common.RunFolder) -> tuple[Task, dict[Part, Texts], Trained]:
+def run_training(config: Config, run: RunFolder) -> tuple[Task, dict[Part, Texts], Trained]:
     """Load the texts and train, leaving in the folder what `load_run` needs."""
     begun = time.perf_counter()
     parts, vocabulary = load_data(config)
-    vocabulary.save(run.path / "vocabulary.json")
+    run.write_json("vocabulary.json", vocabulary.words)
     sizes = ", ".join(f"{len(part.ids):,} {name}" for name, part in parts.items())
     print(f"{sizes} texts, {len(vocabulary):,} words, in {time.perf_counter() - begun:.1f} s")
     task = make_task(config, parts, len(vocabulary))
-    return task, parts, driver.fit(task, recipe(config), technique(config), run.keep)
+    return (
+        task,
+        parts,
+        driver.fit(task, recipe(config), technique(config), run.saving("training"), run.keep),
+    )
 
 
 def judge(task: Task, state: tbptt.TrainState) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,10 @@ import numpy as np
 from absl import app, flags
 
 import tbptt_jax as tbptt
-from experiments import common, reviews
+from experiments import common, reviews, run_folder
 from experiments import review_training as training
-from experiments.tasks.reviews import Config, padding
+from experiments.run_folder import RunFolder
+from experiments.tasks.reviews import FAST, Config, padding
 from tbptt_jax import data
 
 NAME = "sentiment"
@@ -82,7 +83,7 @@ def report(config: Config, right: np.ndarray, lengths: np.ndarray) -> str:
     )
 
 
-def plot_history(run: common.RunFolder, history: list[dict], title: str) -> None:
+def plot_history(run: RunFolder, history: list[dict], title: str) -> None:
     """The learning curve."""
     figure, (left, right) = common.figure(1, 2, width=7, height=2.8)
     epochs = [row["epoch"] for row in history]
@@ -98,7 +99,7 @@ def plot_history(run: common.RunFolder, history: list[dict], title: str) -> None
 
 def run_training(config: Config) -> None:
     """The whole job: data, training, test, figures."""
-    run = common.RunFolder.create(config.output_dir, NAME, config)
+    run = RunFolder.create(config, NAME)
     task, _, trained = training.run_training(config, run)
     right, lengths = training.judge(task, trained.state)
     best = trained.best
@@ -108,7 +109,6 @@ def run_training(config: Config) -> None:
         "valid_accuracy": best["valid_score"],
         "best_epoch": best["epoch"],
         "seconds": trained.history[-1]["seconds"],
-        "interrupted": trained.interrupted,
         "versions": common.versions(),
     }
     run.write_json("result.json", result)
@@ -120,8 +120,6 @@ def run_training(config: Config) -> None:
         f"({plan}; epoch {best['epoch']} was best on validation; "
         f"{result['seconds']:.0f} s of training)"
     )
-    if trained.interrupted:
-        print("stopped by Ctrl-C; what was learnt until then is kept")
     print(
         f"saved in {run.path}; try python -m experiments.sentiment --output_dir={run.path} "
         '--predict="I love this film"'
@@ -130,7 +128,7 @@ def run_training(config: Config) -> None:
 
 def run_prediction(output_dir: str | None, text: str) -> None:
     """The probability after each word, by a finished run."""
-    run = common.RunFolder.open(output_dir, NAME)
+    run = RunFolder.open(output_dir, NAME)
     config, vocabulary, state = training.load_run(run)
     words = reviews.tokenize(text)
     if not words:
@@ -158,7 +156,7 @@ def run_prediction(output_dir: str | None, text: str) -> None:
 def main(argv: list[str]) -> None:
     """Train, or predict where --predict is given."""
     common.begin(argv)
-    config = training.from_flags()
+    config = run_folder.configure(Config, NAME, FAST)
     if flags.FLAGS.predict is not None:
         run_prediction(config.output_dir, flags.FLAGS.predict)
     else:

@@ -12,7 +12,7 @@ from flax import nnx
 
 import tbptt_jax as tbptt
 from experiments import reviews
-from experiments.common import flag
+from experiments.common import RunOptions, flag
 from experiments.tasks.networks import remember
 from experiments.tasks.task import ACCURACY, Part, Task, right
 from tbptt_jax import data
@@ -21,7 +21,7 @@ CELLS = {"lstm": tbptt.LSTM, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunOptions):
     """What a run is."""
 
     k1: int = flag(30, "Words between parameter updates.", 1)
@@ -48,7 +48,6 @@ class Config:
     )
     seed: int = flag(0, "Of the weights, the order of the texts and the dropout.", 0)
     data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.")
-    output_dir: str | None = flag(None, "Folder of the run; default runs/sentiment-TIME.")
     fast: bool = flag(False, "A small run of under a minute: fewer, shorter texts.")
 
 
