@@ -21,11 +21,11 @@ from absl import app, flags
 import tbptt_jax as tbptt
 from experiments import common, driver, run_folder
 from experiments.common import RunOptions, flag
-from experiments.driver import Recipe, Technique
 from experiments.packaged import DataError
 from experiments.run_folder import RunFolder
 from experiments.tasks import Task, book
 from experiments.tasks.task import Part
+from experiments.technique import Recipe, Technique
 from tbptt_jax.types import Carry, Model, Params
 
 NAME = "char_lm"
@@ -45,7 +45,9 @@ class Config(RunOptions):
     )
     hidden: int = flag(256, "Units of the LSTM.", 1)
     epochs: int = flag(2, "Passes over the part for training.", 1)
-    learning_rate: float = flag(1e-2, "Adam's, at first; a cosine takes it to 0 by the end.", 0)
+    learning_rate: float = flag(
+        1e-2, "Adam's, at first; a cosine takes it to 0 by the end.", above=0
+    )
     characters: int = flag(4_300_000, "Characters of the book, from its beginning.", 1_000)
     piece: int = flag(500, "Characters of a lane in a batch, about; at least k1.", 1)
     seed: int = flag(0, "Of the weights and where passes begin; of a sample.", 0)

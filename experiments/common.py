@@ -63,7 +63,7 @@ class _FiniteFloatParser(flags.FloatParser):
         said = [f"at least {least:g}"] if least is not None else []
         said += [f"above {above:g}"] if above is not None else []
         said += [f"below {below:g}"] if below is not None else []
-        self.syntactic_help = " and ".join(["a finite number", *said])
+        self.syntactic_help = f"a finite number {' and '.join(said)}".strip()
 
     def is_outside_bounds(self, val: float) -> bool:
         """Whether a number is refused."""

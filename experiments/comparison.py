@@ -15,9 +15,10 @@ import optax
 import tbptt_jax as tbptt
 from experiments import common, driver, run_folder
 from experiments.common import RunOptions, flag
-from experiments.driver import Recipe, Technique, Trained
+from experiments.driver import Trained
 from experiments.run_folder import RunFolder, slug
 from experiments.tasks import TASKS, Task
+from experiments.technique import Recipe, Technique
 from tbptt_jax.windows import batch_shape
 
 PROBE_ROWS = 16
@@ -28,7 +29,7 @@ class Budget(RunOptions):
     """What every technique of a comparison is given."""
 
     epochs: int | None = flag(None, "Passes over the data; default: the task's own choice.", 1)
-    learning_rate: float | None = flag(None, "Adam's; default: the task's own choice.", 0)
+    learning_rate: float | None = flag(None, "Adam's; default: the task's own choice.", above=0)
     seeds: int = flag(1, "Networks of each kind.", 1)
     fast: bool = flag(False, "A small task and network, under 30 seconds in all.")
 

@@ -10,13 +10,15 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app
 
 import tbptt_jax as tbptt
 from experiments import common, reviews, run_folder
 from experiments import review_training as training
+from experiments.common import flag
 from experiments.run_folder import RunFolder
-from experiments.tasks.reviews import FAST, Config, Texts
+from experiments.tasks.reviews import FAST, Texts
+from experiments.tasks.reviews import Config as Training
 from tbptt_jax import data
 
 NAME = "credit"
@@ -29,6 +31,14 @@ TEXT = (
     "hotel nearby, over three days in winter. There is a long scene on a bridge, then a dinner "
     "with the neighbours, and in the end they return home and open the shop again on a Monday."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Training):
+    """What is looked at, and how it is trained."""
+
+    run: str | None = flag(None, "A finished run's folder to look at, instead of training.")
+    text: str = flag(TEXT, "A positive review to look at word by word.")
 
 
 def probe(config: Config, part: Texts, loss_at: str) -> tbptt.Batch:
@@ -205,15 +215,15 @@ def main(argv: list[str]) -> None:
     """Train or load, then look."""
     common.begin(argv)
     config = run_folder.configure(Config, NAME, FAST)
-    if flags.FLAGS.run is None:
+    if config.run is None:
         run = RunFolder.create(config, NAME)
         _, parts, trained = training.run_training(config, run)
         state, vocabulary = trained.state, reviews.Vocabulary.load(run.path / "vocabulary.json")
     else:
-        looked_at = RunFolder.open(flags.FLAGS.run, "sentiment")
-        own, vocabulary, state = training.load_run(looked_at)
-        given = {name: getattr(config, name) for name in common.given_flags(Config)}
-        config = dataclasses.replace(own, **{"output_dir": None, "resume": False, **given})
+        own, vocabulary, state = training.load_run(RunFolder.open(config.run, "sentiment"))
+        if not config.resume:
+            given = {name: getattr(config, name) for name in common.given_flags(Config)}
+            config = Config(**{**dataclasses.asdict(own), "output_dir": None, **given})
         run = RunFolder.create(config, NAME)
         parts, _ = training.load_data(config)
     states = {"trained": state, "untrained": training.untrained(config, len(vocabulary))}
@@ -222,7 +232,7 @@ def main(argv: list[str]) -> None:
         {
             "by_lag": by_lag(config, states, parts["valid"], run),
             "by_k2": by_k2(config, state, parts["valid"], run),
-            "by_word": by_word(config, state, vocabulary, flags.FLAGS.text, run),
+            "by_word": by_word(config, state, vocabulary, config.text, run),
             "versions": common.versions(),
         },
     )
@@ -231,6 +241,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     common.define_flags(Config)
-    flags.DEFINE_string("run", None, "A finished run's folder to look at, instead of training.")
-    flags.DEFINE_string("text", TEXT, "A positive review to look at word by word.")
     app.run(main)

@@ -17,10 +17,10 @@ import tbptt_jax as tbptt
 from experiments import common, comparison, run_folder
 from experiments.common import flag
 from experiments.comparison import Budget, Result
-from experiments.driver import Technique
 from experiments.run_folder import RunFolder
 from experiments.tasks import Task, reviews, series
 from experiments.tasks.task import Part
+from experiments.technique import Technique
 from tbptt_jax import data
 
 NAME = "domain_split"

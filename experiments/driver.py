@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -17,66 +16,18 @@ from tqdm import tqdm
 import tbptt_jax as tbptt
 from experiments.saving import Saving, Unsaved
 from experiments.tasks.task import Task
+from experiments.technique import (
+    Recipe,
+    Technique,
+    count_updates,
+    digest,
+    existing_steps,
+    total_weight,
+)
 from tbptt_jax import credit, data, train
 from tbptt_jax.checkpoint import Saved
 from tbptt_jax.types import Params
-from tbptt_jax.windows import batch_shape, step_weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a network is trained, whatever the truncation.
-
-    Attributes:
-      epochs: passes over the part for training.
-      learning_rate: Adam's, at first; a cosine takes it to 0 by the end.
-      clip: the largest norm of a gradient.
-      averaging: decay, per batch, of the average of the parameters, which is what is judged.
-      seed: of the weights, the order of the data and the dropout.
-    """
-
-    epochs: int
-    learning_rate: float
-    averaging: float
-    clip: float = 1.0
-    seed: int = 0
-
-
-class Technique(NamedTuple):
-    """A way to train on a task.
-
-    Attributes:
-      name: in words.
-      plan: the truncation.
-      every: many-to-one tasks: a loss after every so many steps; None: at the end only.
-      pieces: each piece of so many steps is a sequence of its own; None: the carry runs on.
-    """
-
-    name: str
-    plan: tbptt.Truncation
-    every: int | None = None
-    pieces: int | None = None
-
-    def mark(self, task: Task, batches: list[tbptt.Batch]) -> list[tbptt.Batch]:
-        """The batches with the losses and the resets of this technique."""
-        if task.many_to_one:
-            batches = [data.mark_losses(batch, every=self.every) for batch in batches]
-        if self.pieces is not None:
-            batches = [_begin_anew(batch, self.pieces) for batch in batches]
-        return batches
-
-    def batches(self, task: Task, part: Any, rng: np.random.Generator | None) -> list[tbptt.Batch]:
-        """A part of a task as this technique is trained on it."""
-        multiple = self.plan.k1 if self.plan.k1 < task.length else 1
-        return self.mark(task, task.batches(part, multiple, rng))
-
-
-def _begin_anew(batch: tbptt.Batch, steps: int) -> tbptt.Batch:
-    """The same steps, with a reset before every piece."""
-    shape = batch_shape(batch)
-    reset = np.zeros(shape, bool) if batch.reset is None else np.array(batch.reset)
-    reset[:, ::steps] = True
-    return batch._replace(reset=reset)
+from tbptt_jax.windows import batch_shape
 
 
 class Trained(NamedTuple):
@@ -168,16 +119,6 @@ def make_state(task: Task, recipe: Recipe, updates: int = 1) -> tbptt.TrainState
     )
 
 
-def count_updates(plan: tbptt.Truncation, batches: list[tbptt.Batch]) -> int:
-    """Optimizer steps of a pass: the intervals in which some loss is scored."""
-    count = 0
-    for batch in batches:
-        weights = _weight_of_steps(batch)
-        intervals = credit.intervals(plan, len(weights))
-        count += sum(bool(weights[i.scored : i.end].sum() > 0) for i in intervals)
-    return count
-
-
 def fit(
     task: Task,
     recipe: Recipe,
@@ -226,7 +167,7 @@ class _Training:
         self._task, self._recipe, self._technique, self._keep = task, recipe, technique, keep
         self._valid = task.batches("valid", 1, None)
         self._batches = technique.batches(task, "train", np.random.default_rng((recipe.seed, 0)))
-        self.total = recipe.epochs * sum(_steps(batch) for batch in self._batches)
+        self.total = recipe.epochs * sum(existing_steps(batch) for batch in self._batches)
         self.about = {
             "task": task.name,
             "recipe": dataclasses.asdict(recipe),
@@ -277,12 +218,12 @@ class _Training:
         if progress.epoch:
             rng = np.random.default_rng((self._recipe.seed, progress.epoch))
             batches = self._technique.batches(self._task, "train", rng)
-        done = sum(_steps(batch) for batch in batches[: progress.batch])
+        done = sum(existing_steps(batch) for batch in batches[: progress.batch])
         bar.update(progress.epoch * self.total // self._recipe.epochs + done - bar.n)
         for batch in batches[progress.batch :]:
             metrics = self._train_batch(batch)
             progress.batch += 1
-            bar.update(_steps(batch))
+            bar.update(existing_steps(batch))
             self._show(bar, batch)
             if not np.all(metrics.finite):
                 where = f"epoch {progress.epoch + 1}, batch {progress.batch} of {len(batches)}"
@@ -374,39 +315,10 @@ class _Training:
         )
 
 
-def digest(batches: list[tbptt.Batch]) -> str:
-    """Of the data: any change of a bit, a shape or an order gives another one."""
-    found = hashlib.sha256()
-    for batch in batches:
-        for path, leaf in jax.tree.leaves_with_path(batch):
-            array = np.ascontiguousarray(leaf)
-            found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-            found.update(array.data)
-    return found.hexdigest()
-
-
 def _rank(task: Task, row: dict[str, Any]) -> tuple[float, float]:
     """What makes an epoch better: its score on the validation part, and then its loss there."""
     rank = task.score.rank(row["valid_score"]), -row["valid_loss"]
     return (-math.inf, -math.inf) if any(map(math.isnan, rank)) else rank
-
-
-def _steps(batch: tbptt.Batch) -> int:
-    """How many steps of a batch exist."""
-    rows, length = batch_shape(batch)
-    return rows * length if batch.mask is None else int(np.sum(batch.mask))
-
-
-def total_weight(batch: tbptt.Batch) -> float:
-    """The total weight of a batch's losses."""
-    return float(_weight_of_steps(batch).sum())
-
-
-def _weight_of_steps(batch: tbptt.Batch) -> np.ndarray:
-    """What the losses of each step weigh, all rows together, [T]."""
-    rows, length = batch_shape(batch)
-    weights = step_weights(batch, 0, length)
-    return np.full(length, rows) if weights is None else np.asarray(weights).sum(0)
 
 
 def temporary_bytes(state: tbptt.TrainState, batch: Any, plan: tbptt.Truncation) -> int:

@@ -23,9 +23,9 @@ from absl import app
 import tbptt_jax as tbptt
 from experiments import common, driver, run_folder
 from experiments.common import RunOptions, flag
-from experiments.driver import Recipe, Technique
 from experiments.run_folder import RunFolder, slug
 from experiments.tasks import Task, opinions, reviews
+from experiments.technique import Recipe, Technique
 from tbptt_jax import data
 
 NAME = "first_words"
@@ -38,7 +38,7 @@ class Config(RunOptions):
     k2: int = flag(30, "Words that the gradient reaches back; also k1.", opinions.OPENING)
     length: int = flag(100, "Words of a long invented text.", opinions.OPENING)
     short_shares: tuple[float, ...] = flag(
-        (0.1, 0.3), "Shares of invented texts that have k2 words at most.", 0
+        (0.1, 0.3), "Shares of invented texts that have k2 words at most.", above=0, below=1
     )
     passes: int = flag(25, "Passes over the invented texts.", 1)
     seeds: int = flag(5, "Networks of each kind on invented texts.", 1)
@@ -85,8 +85,6 @@ def check(config: Config) -> None:
             f"--length: the first chunk of a text holds length % k2 = {first} words, expected 0 or "
             f"at least the {opinions.OPENING} of an opening"
         )
-    if not all(0 < share < 1 for share in config.short_shares):
-        common.stop(f"--short_shares: expected shares between 0 and 1, got {config.short_shares}")
 
 
 def regimes(config: Config) -> dict[str, Regime]:

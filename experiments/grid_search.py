@@ -18,11 +18,11 @@ from tqdm import tqdm
 import tbptt_jax as tbptt
 from experiments import common, grid_report, run_folder
 from experiments.common import RunOptions, flag
-from experiments.driver import Recipe, Technique
 from experiments.many_seeds import ManySeeds, Network, Outcome, Spread
 from experiments.plane import Plane, make_plane, work
 from experiments.run_folder import Journal, RunFolder, slug
 from experiments.tasks import TASKS, Task
+from experiments.technique import Recipe, Technique
 from tbptt_jax.types import Anchor
 
 NAME, ROWS, SPREAD, VERSIONS = "grid_search", "rows.jsonl", "spread.json", "versions.json"
@@ -45,7 +45,7 @@ class Config(RunOptions):
         "both", "What k2 is counted from: the end of the window, each loss, or one and the other."
     )
     learning_rate: tuple[float, ...] | None = flag(
-        None, "Adam's, at first; default: 0.3 and 3 times the task's own choice.", 0
+        None, "Adam's, at first; default: 0.3 and 3 times the task's own choice.", above=0
     )
     seeds: int | None = flag(None, "Networks of each kind; default: 30.", 1)
     epochs: int | None = flag(

@@ -5,12 +5,11 @@ of the recipe's seed.
 """
 
 import dataclasses
-import functools
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +18,12 @@ import optax
 
 import tbptt_jax as tbptt
 from experiments import driver
-from experiments.driver import Recipe, Technique
+from experiments.many_step import Spread, Step, make_optimizer, spread
 from experiments.saving import Saving, Unsaved
 from experiments.tasks import Task
+from experiments.technique import Recipe, Technique, count_updates, digest, total_weight
 from tbptt_jax import evaluation
 from tbptt_jax.checkpoint import Saved
-from tbptt_jax.windows import batch_shape
-
-# One compiled call in either case: every operation for all networks, or network after network.
-Spread: TypeAlias = Literal["together", "in turn"]
 
 
 class Network(NamedTuple):
@@ -58,27 +54,6 @@ class Outcome(NamedTuple):
     seconds: float
     seconds_per_update: float
     scored: float
-
-
-def spread(function: Callable[[Any], Any], how: Spread) -> Callable[[Any], Any]:
-    """The function over the leading axis of its argument."""
-    return jax.vmap(function) if how == "together" else functools.partial(jax.lax.map, function)
-
-
-@functools.cache
-def make_optimizer(clip: float, updates: int) -> optax.GradientTransformation:
-    """The driver's, with the learning rate in its state: what is compiled serves all rates."""
-    unit = driver.make_optimizer(1.0, clip, updates)
-
-    def init(params):
-        return unit.init(params), jnp.ones(())
-
-    def update(updates, state, params=None):
-        inner, rate = state
-        updates, inner = unit.update(updates, inner, params)
-        return jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates), (inner, rate)
-
-    return optax.GradientTransformation(init, update)
 
 
 class ManySeeds:
@@ -141,7 +116,7 @@ class ManySeeds:
 
     def start(self, technique: Technique, networks: Sequence[Network]) -> tbptt.TrainState:
         """The states of the networks, stacked."""
-        count = driver.count_updates(technique.plan, self.batches(technique, 0))
+        count = count_updates(technique.plan, self.batches(technique, 0))
         optimizer = make_optimizer(self.recipe.clip, self.recipe.epochs * count)
         chosen = [self._states[network.seed] for network in networks]
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chosen)
@@ -174,42 +149,6 @@ class ManySeeds:
         names = ("loss", *self.task.metrics)
         scores = [self.task.score.of(dict(zip(names, row, strict=True))) for row in means]
         return np.array(scores), means[:, 0]
-
-
-class Step:
-    """What a batch does to all networks and to the averages of their parameters, timed.
-
-    Called with the states, their averages and a batch, it gives the new states, averages, the
-    averaged parameters, the metrics, each [M, ...], and the seconds it took.
-    """
-
-    def __init__(self, plan: tbptt.Truncation, how: Spread, average: Callable[..., Any]):
-        def one(batch, state):
-            state, metrics = tbptt.train_step(state, batch, plan)
-            if batch.reset is None:
-                # As before the first batch, so that the second compiles nothing.
-                state = dataclasses.replace(state, carry=None, lookback=None)
-            return state, metrics
-
-        def step(states, averages, batch):
-            states, metrics = spread(functools.partial(one, batch), how)(states)
-            averaged, averages = average(states.params, averages)
-            return states, averages, averaged, metrics
-
-        self._step = jax.jit(step, donate_argnums=(0, 1))
-        self._compiled: dict[Any, Any] = {}
-
-    def shapes(self, *arguments: Any) -> tuple[Any, Any, Any, Any]:
-        """What it gives, without the seconds; nothing is run."""
-        return jax.eval_shape(self._step, *arguments)
-
-    def __call__(self, states: Any, averages: Any, batch: tbptt.Batch) -> tuple[Any, ...]:
-        key = states.step.shape, batch_shape(batch), jax.tree.structure((states.carry, batch))
-        if key not in self._compiled:
-            self._compiled[key] = self._step.lower(states, averages, batch).compile()
-        called = time.perf_counter()
-        result = jax.block_until_ready(self._compiled[key](states, averages, batch))
-        return *result, time.perf_counter() - called
 
 
 @dataclasses.dataclass
@@ -259,7 +198,7 @@ class _Together:
             "technique": {**technique._asdict(), "plan": dataclasses.asdict(technique.plan)},
             "networks": [list(network) for network in networks],
             "how": how,
-            "data": driver.digest([*self._batches, *owner.valid]),
+            "data": digest([*self._batches, *owner.valid]),
         }
         worst = [-math.inf] * count
         self.progress = Progress([worst, worst], [math.nan] * count, [0] * count, [0] * count)
@@ -303,7 +242,7 @@ class _Together:
             progress.batch += 1
             progress.per_update.append(took / max(1, np.count_nonzero(weights[0])))
             progress.scored += float(weights[0].sum())
-            progress.offered += driver.total_weight(batch)
+            progress.offered += total_weight(batch)
             progress.skipped = (progress.skipped + (~finite).sum(1)).tolist()
             show((progress.epoch + progress.batch / len(self._batches)) / epochs)
             if not finite.all() and saving.on_nonfinite == "stop":

@@ -34,7 +34,7 @@ class Config(RunOptions):
     hidden: int = flag(16, "Units of the LSTM.", 1)
     updates: int = flag(1000, "Parameter updates of a network.", 1)
     batch_size: int = flag(64, "Sequences in a batch; every second one holds a 1.", 2)
-    learning_rate: float = flag(1e-2, "Adam's.", 0)
+    learning_rate: float = flag(1e-2, "Adam's.", above=0)
     seeds: int = flag(10, "Networks of each kind.", 1)
     fast: bool = flag(False, "3 networks of each kind and 300 updates.")
 

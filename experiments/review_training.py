@@ -7,10 +7,11 @@ import numpy as np
 
 import tbptt_jax as tbptt
 from experiments import common, driver, reviews
-from experiments.driver import Recipe, Technique, Trained
+from experiments.driver import Trained
 from experiments.run_folder import RunFolder
 from experiments.tasks.reviews import Config, Texts, load_texts, make_task
 from experiments.tasks.task import Part, Task
+from experiments.technique import Recipe, Technique
 
 
 def technique(config: Config) -> Technique:

@@ -9,8 +9,8 @@ from absl import app
 
 import tbptt_jax as tbptt
 from experiments import common, comparison
-from experiments.driver import Technique
 from experiments.tasks import Task
+from experiments.technique import Technique
 
 
 def techniques(task: Task, steps: int) -> list[Technique]:

@@ -1,11 +1,12 @@
-"""Kill a training again and again, and see that it ends with the bits of one that was left alone.
+"""Kill a run again and again, and see that it ends with the bits of one that was left alone.
 
 python -m tests.kills --kills=50
+python -m tests.kills --kills=5 experiments.naive --task=digits --fast
 
 Each life of the process is ended by SIGKILL, every second one while a checkpoint is being written;
-the next goes on with --resume. What is compared: every array of the last checkpoint (parameters,
-optimizer, keys, carry, lookback, averages) by its digest, the parameters that are kept, the rows of
-all epochs and the result, without times.
+the next goes on with --resume. What is compared: every array of the last checkpoints (parameters,
+optimizer, keys, carry, lookback, averages) by its digest, the parameters that are kept, all rows
+and the result, without what a clock says.
 """
 
 import argparse
@@ -47,30 +48,35 @@ def kill_and_resume(
 ) -> Kills:
     """Begin a run, kill it `kills` times, and let it end; fewer times if it ends before."""
     rng = random.Random(seed)
-    module, *flags = arguments
-    begin = command(module, *flags, f"--output_dir={folder}", "--checkpoint_every=0")
-    resume = command(module, f"--output_dir={folder}", "--resume")
-    checkpoints, count, saving = folder / "checkpoints" / "training", 0, 0
+    count = saving = 0
     for i in tqdm(range(kills), desc="kills"):
-        before = newest(checkpoints)
-        process = start(resume if i else begin)
-        while process.poll() is None and newest(checkpoints) <= before:
+        before = saved(folder)
+        process = start(resume(arguments, folder) if i else begin(arguments, folder))
+        while process.poll() is None and saved(folder) == before:
             time.sleep(0.002)
         if i % 2:
-            while process.poll() is None and not being_written(checkpoints):
+            while process.poll() is None and not being_written(folder):
                 pass
         else:
             time.sleep(rng.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
+        printed, errors = process.communicate()
         if process.returncode == 0:
             break
-        assert process.returncode == -signal.SIGKILL, errors
-        count, saving = count + 1, saving + being_written(checkpoints)
-    process = start(resume)
-    printed, errors = process.communicate()
-    assert process.returncode == 0, printed + errors
+        assert process.returncode == -signal.SIGKILL, printed + errors
+        count, saving = count + 1, saving + being_written(folder)
+    finish(start(resume(arguments, folder)))
     return Kills(count, saving)
+
+
+def begin(arguments: tuple[str, ...], folder: pathlib.Path) -> list[str]:
+    """The command line of a run that is saved after every batch."""
+    return command(*arguments, f"--output_dir={folder}", "--checkpoint_every=0")
+
+
+def resume(arguments: tuple[str, ...], folder: pathlib.Path) -> list[str]:
+    """The command line that goes on with it."""
+    return command(arguments[0], f"--output_dir={folder}", "--resume")
 
 
 def start(line: list[str]) -> subprocess.Popen[str]:
@@ -80,42 +86,50 @@ def start(line: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def newest(checkpoints: pathlib.Path) -> int:
-    """The number of the newest checkpoint that is whole; -1: there is none."""
-    return max((int(p.name) for p in checkpoints.glob("*") if p.name.isdigit()), default=-1)
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for the end, which must be a good one."""
+    printed, errors = process.communicate()
+    assert process.returncode == 0, printed + errors
 
 
-def being_written(checkpoints: pathlib.Path) -> bool:
+def saved(folder: pathlib.Path) -> list[str]:
+    """The checkpoints that are whole."""
+    return sorted(str(p) for p in folder.glob("checkpoints/*/*") if p.name.isdigit())
+
+
+def being_written(folder: pathlib.Path) -> bool:
     """Whether there is half a checkpoint."""
-    return any(checkpoints.glob("*.orbax-checkpoint-tmp"))
+    return any(folder.glob("checkpoints/*/*.orbax-checkpoint-tmp"))
 
 
 def bits(folder: pathlib.Path) -> dict[str, Any]:
-    """All that a run came to, without times."""
-    checkpoints = folder / "checkpoints" / "training"
-    record = json.loads(
-        (checkpoints / str(newest(checkpoints)) / "record" / "metadata").read_text()
-    )
-    progress = {k: v for k, v in record["progress"].items() if k not in TIMES}
-    progress["history"] = [without_times(row) for row in progress["history"]]
-    with np.load(folder / "params.npz", allow_pickle=False) as params:
-        kept = {name: params[name].tobytes() for name in params}
-    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    """All that a run came to, without what a clock says."""
+    found: dict[str, Any] = {}
+    for training in sorted(folder.glob("checkpoints/*")):
+        newest = max(int(p.name) for p in training.glob("*") if p.name.isdigit())
+        record = json.loads((training / str(newest) / "record" / "metadata").read_text())
+        arrays = {about["name"]: about["sha256"] for about in record["arrays"].values()}
+        found[training.name] = arrays, timeless(record["progress"])
+    for path in folder.glob("*.jsonl"):
+        found[path.name] = [timeless(json.loads(row)) for row in path.read_text().splitlines()]
+    if (folder / "params.npz").exists():
+        with np.load(folder / "params.npz", allow_pickle=False) as params:
+            found["params.npz"] = {name: params[name].tobytes() for name in params}
+    found["result.json"] = timeless(json.loads((folder / "result.json").read_text()))
+    return found
+
+
+def timeless(content: Any) -> Any:
+    """JSON without what a clock says; first_updates are those of calls that compiled."""
+    if isinstance(content, list):
+        return [timeless(item) for item in content]
+    if not isinstance(content, dict):
+        return content
     return {
-        "arrays": {about["name"]: about["sha256"] for about in record["arrays"].values()},
-        "progress": progress,
-        "params": kept,
-        "rows": [without_times(json.loads(row)) for row in rows],
-        "result": without_times(json.loads((folder / "result.json").read_text())),
+        name: timeless(value)
+        for name, value in content.items()
+        if not ("seconds" in name or "second" in name.split("_") or name == "first_updates")
     }
-
-
-TIMES = {"seconds", "first_seconds", "first_updates"}
-
-
-def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    """A row but for what a clock says."""
-    return {name: value for name, value in row.items() if name not in TIMES}
 
 
 def main() -> None:
@@ -123,16 +137,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    asked, run = parser.parse_known_args()
+    run = tuple(run or STREAM)
     with tempfile.TemporaryDirectory() as root:
         whole, killed = pathlib.Path(root, "whole"), pathlib.Path(root, "killed")
-        module, *flags = STREAM
-        subprocess.run(command(module, *flags, f"--output_dir={whole}"), cwd=ROOT, check=True)
-        found = kill_and_resume(STREAM, killed, asked.kills, asked.seed)
+        finish(start(begin(run, whole)))
+        found = kill_and_resume(run, killed, asked.kills, asked.seed)
         same = bits(whole) == bits(killed)
         print(
-            f"killed {found.all} times, {found.while_saving} of them while a checkpoint was being "
-            f"written: {'the same bits' if same else 'OTHER BITS'}"
+            f"{run[0]}: killed {found.all} times, {found.while_saving} of them while a checkpoint "
+            f"was being written: {'the same bits' if same else 'OTHER BITS'}"
         )
     raise SystemExit(not same)
 

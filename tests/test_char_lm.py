@@ -9,8 +9,8 @@ import pytest
 
 import tbptt_jax as tbptt
 from experiments import char_lm, driver
-from experiments.driver import Recipe
 from experiments.tasks import book
+from experiments.technique import Recipe
 from tests.command_line import run
 
 NAME = "experiments.char_lm"

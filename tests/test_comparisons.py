@@ -7,8 +7,8 @@ import pytest
 
 import tbptt_jax as tbptt
 from experiments import domain_split
-from experiments.driver import Technique
 from experiments.tasks import reviews
+from experiments.technique import Technique
 from tests.command_line import run
 
 

@@ -8,9 +8,9 @@ import pytest
 
 import tbptt_jax as tbptt
 from experiments import common, comparison, driver
-from experiments.driver import Recipe, Technique
 from experiments.packaged import DataError
 from experiments.tasks import series
+from experiments.technique import Recipe, Technique, count_updates
 from tbptt_jax import data
 
 SHARES = [(10, 4, 0.4), (10, 10, 1), (7, 3, (4 * 3 + 2) / 30)]
@@ -73,7 +73,7 @@ def test_the_share_of_scored_losses_is_that_of_the_plan(k1, k2, share):
     trained = driver.fit(whole, RECIPE, Technique("", plan))
     assert trained.scored == pytest.approx(share)
     assert trained.history[-1]["updates"] == 3 * math.ceil(30 / k1)
-    assert driver.count_updates(plan, whole.batches("train", 1, None)) == math.ceil(30 / k1)
+    assert count_updates(plan, whole.batches("train", 1, None)) == math.ceil(30 / k1)
 
 
 def test_an_update_without_a_scored_loss_is_not_counted():
@@ -81,9 +81,9 @@ def test_an_update_without_a_scored_loss_is_not_counted():
     weights = np.zeros(batch.inputs.shape[:2], np.float32)
     weights[:, 10] = 1  # the first step of the second interval, which k2 = 3 leaves out
     batch = batch._replace(weights=weights, mask=None)
-    assert driver.count_updates(tbptt.Truncation(10, 3), [batch]) == 0
-    assert driver.count_updates(tbptt.Truncation(10, 10), [batch]) == 1
-    assert driver.count_updates(tbptt.Truncation(10, 3, "loss"), [batch]) == 1
+    assert count_updates(tbptt.Truncation(10, 3), [batch]) == 0
+    assert count_updates(tbptt.Truncation(10, 10), [batch]) == 1
+    assert count_updates(tbptt.Truncation(10, 3, "loss"), [batch]) == 1
 
 
 def test_the_best_epoch_on_validation_is_kept_averaged():

@@ -14,11 +14,11 @@ from flax import nnx
 
 import tbptt_jax as tbptt
 from experiments import driver, grid_report, grid_search, plane
-from experiments.driver import Recipe, Technique
 from experiments.grid_report import Cell
 from experiments.many_seeds import ManySeeds, Network
 from experiments.run_folder import Journal, RunFolder
 from experiments.tasks import TASKS, series
+from experiments.technique import Recipe, Technique
 from tests.command_line import ROOT, command, run
 from tests.networks import F64
 

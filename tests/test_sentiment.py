@@ -15,6 +15,7 @@ from experiments import driver, sentiment
 from experiments import review_training as training
 from experiments.tasks import reviews
 from experiments.tasks.reviews import Config
+from experiments.technique import count_updates
 from tests.command_line import ROOT, SMALL, command, run
 
 NAME = "experiments.sentiment"
@@ -163,4 +164,4 @@ def test_count_updates_is_what_training_does(loss_at, k1, k2):
     state = driver.make_state(task, training.recipe(config))
     for batch in batches:
         state, _ = tbptt.train_step(state, batch, technique.plan)
-    assert int(state.step) == driver.count_updates(technique.plan, batches)
+    assert int(state.step) == count_updates(technique.plan, batches)

@@ -35,16 +35,23 @@ class Config(RunOptions):
     cell: Literal["lstm", "gru", "rnn"] = flag("lstm", "Recurrent cell.")
     embedding: int = flag(64, "Size of a word's embedding.", 1)
     hidden: int = flag(64, "Units of the cell.", 1)
-    dropout: float = flag(0.5, "Share of embeddings and outputs dropped while training.", 0)
-    word_dropout: float = flag(0.2, "Share of whole words dropped while training.", 0)
+    dropout: float = flag(
+        0.5, "Share of embeddings and outputs dropped while training.", 0, below=1
+    )
+    word_dropout: float = flag(0.2, "Share of whole words dropped while training.", 0, below=1)
     vocabulary: int = flag(10_000, "Ids; rarer words share one.", 3)
     max_length: int = flag(420, "Longer texts keep their last so many words.", 1)
     epochs: int = flag(3, "Passes over the training texts.", 1)
     batch_size: int = flag(64, "Texts in a batch.", 1)
-    learning_rate: float = flag(2e-3, "Adam's, at first; a cosine takes it to 0 by the end.", 0)
-    clip: float = flag(1.0, "Largest norm of a gradient.", 0)
+    learning_rate: float = flag(
+        2e-3, "Adam's, at first; a cosine takes it to 0 by the end.", above=0
+    )
+    clip: float = flag(1.0, "Largest norm of a gradient.", above=0)
     averaging: float = flag(
-        0.998, "Decay, per batch, of the average of the parameters, which is what is kept.", 0
+        0.998,
+        "Decay, per batch, of the average of the parameters, which is what is kept.",
+        0,
+        below=1,
     )
     seed: int = flag(0, "Of the weights, the order of the texts and the dropout.", 0)
     data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.")
