@@ -25,6 +25,7 @@ from experiments import common, driver, run_folder
 from experiments.common import RunOptions, flag
 from experiments.run_folder import RunFolder, slug
 from experiments.tasks import Task, opinions, reviews
+from experiments.tasks.task import Part
 from experiments.technique import Recipe, Technique
 from tbptt_jax import data
 
@@ -206,6 +207,22 @@ def some(part: reviews.Texts) -> reviews.Texts:
     return reviews.Texts([part.ids[i] for i in chosen], part.labels[chosen])
 
 
+def counts_of_words(texts: reviews.Config) -> list[int]:
+    """How many words of a review are shown."""
+    return [n for n in (10, 30, 60, 100, 200) if n < 0.6 * texts.max_length]
+
+
+def check_reviews(texts: reviews.Config, parts: dict[Part, reviews.Texts]) -> None:
+    """End the program, before anything is trained, where reviews are too short to be shown."""
+    longest, most = counts_of_words(texts)[-1], texts.max_length
+    for name, part in parts.items():
+        if not any(longest < len(ids) < most for ids in part.ids):
+            common.stop(
+                f"--data_dir: expected reviews of more than {longest} and fewer than {most} words "
+                f"in the part {name}, got none; give a folder with longer ones"
+            )
+
+
 def review_accuracy(
     run: RunFolder, config: Config, texts: reviews.Config, parts: Any, words: int
 ) -> dict:
@@ -214,7 +231,7 @@ def review_accuracy(
     All on the same texts: those longer than the largest N, and short enough not to be cut.
     """
     task = reviews.make_task(texts, parts, words)
-    counts = [n for n in (10, 30, 60, 100, 200) if n < 0.6 * texts.max_length]
+    counts = counts_of_words(texts)
     plan, full = (tbptt.Truncation(k, k) for k in (config.k2, texts.max_length))
     techniques = [
         Technique(f"loss at the end, k2 = {config.k2}", plan),
@@ -273,6 +290,7 @@ def main(argv: list[str]) -> None:
     parts, vocabulary = common.load(reviews.load_texts, texts)
     if config.fast:
         parts = {name: some(part) for name, part in parts.items()}
+    check_reviews(texts, parts)
     run = RunFolder.create(config, NAME)
     found: dict[str, list[Learnt]] = {}
     for name, regime in regimes(config).items():

@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import logging as python_logging
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -122,8 +123,8 @@ class Checkpoints:
 
         Raises:
           TypeError: progress is not JSON.
-          OSError: there is no room for it, or the checkpoint before this one, which was still being
-            written, could not be finished. The older ones are untouched.
+          OSError: the folder has no room for it or is read-only, or the checkpoint before this
+            one, which was still being written, could not be finished. The older ones are untouched.
         """
         self.wait()
         arrays, described = {}, {}
@@ -138,14 +139,7 @@ class Checkpoints:
         }
         number = max([*self.numbers(), *self._set_aside(), -1]) + 1
         needed = sum(array.nbytes for array in arrays.values()) + len(json.dumps(record))
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise OSError(
-                errno.ENOSPC,
-                f"checkpoint {number} needs {needed:,} bytes and {free:,} are left; make room. "
-                f"{self._fallback()}",
-                str(self.folder),
-            )
+        self._check_folder(number, needed)
         self._writing = number
         with self._told():
             self._manager.save(
@@ -157,6 +151,19 @@ class Checkpoints:
                     ),
                 ),
             )
+
+    def _check_folder(self, number: int, needed: int) -> None:
+        """Refuse what is known to fail: Orbax would wait minutes for a folder it cannot make."""
+        as_effective_user = os.access in os.supports_effective_ids
+        may_write = os.access(self.folder, os.W_OK | os.X_OK, effective_ids=as_effective_user)
+        free = shutil.disk_usage(self.folder).free
+        if not may_write:
+            code, why = errno.EACCES, "cannot be written, the folder is read-only"
+        elif free < needed:
+            code, why = errno.ENOSPC, f"needs {needed:,} bytes and {free:,} are left; make room"
+        else:
+            return
+        raise OSError(code, f"checkpoint {number} {why}. {self._fallback()}", str(self.folder))
 
     def wait(self) -> None:
         """Wait until what is being written is written.
@@ -177,7 +184,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with contextlib.suppress(Exception):  # a failure that was told, told again
+                self._manager.close()
 
     def restore(self, like: Any) -> Saved | None:
         """The newest checkpoint that is whole.

@@ -25,6 +25,13 @@ def command(module, *arguments):
     return [sys.executable, "-W", "error", "-m", module, *map(str, arguments)]
 
 
+def start(line):
+    """A process that says nothing here."""
+    return subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
 def run(module, *arguments):
     """Run a script to its end."""
     return subprocess.run(

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tests.command_line import ROOT, command
+from tests.command_line import command, start
 
 # A stream, its carry running on between batches, with a window that begins before its batch.
 STREAM = (
@@ -77,13 +77,6 @@ def begin(arguments: tuple[str, ...], folder: pathlib.Path) -> list[str]:
 def resume(arguments: tuple[str, ...], folder: pathlib.Path) -> list[str]:
     """The command line that goes on with it."""
     return command(arguments[0], f"--output_dir={folder}", "--resume")
-
-
-def start(line: list[str]) -> subprocess.Popen[str]:
-    """A process that says nothing here."""
-    return subprocess.Popen(
-        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 def finish(process: subprocess.Popen[str]) -> None:

@@ -37,8 +37,10 @@ def ids(plan):
 class Fragile(nnx.Linear):
     """NaN for an input beyond what it can do."""
 
-    def __call__(self, inputs, **_):
-        return super().__call__(inputs) * jnp.where(inputs[..., :1] == BEYOND, jnp.nan, 1.0)
+    def __call__(self, inputs, out_sharding=None):
+        return super().__call__(inputs, out_sharding) * jnp.where(
+            inputs[..., :1] == BEYOND, jnp.nan, 1.0
+        )
 
 
 def make(core="lstm"):
