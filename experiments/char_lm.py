@@ -267,8 +267,6 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     if not given.prompt:
         common.stop("--prompt: expected at least one character, got none")
-    if not given.temperature > 0:
-        common.stop(f"--temperature: expected a number above 0, got {given.temperature}")
     config = run_folder.configure(Config, NAME, FAST)
     if given.sample is not None:
         run_sampling(config.output_dir, given.prompt, given.sample, given.temperature, config.seed)
@@ -282,5 +280,6 @@ if __name__ == "__main__":
         "sample", None, "Print so many new characters, by a finished run.", lower_bound=1
     )
     flags.DEFINE_string("prompt", "In the beginning", "What a sample goes on from.")
-    flags.DEFINE_float("temperature", 0.8, "Of a sample: lower, and it dares less.")
+    text = "Of a sample: lower, and it dares less."
+    flags.DEFINE(common.FiniteFloatParser(above=0), "temperature", 0.8, text)
     app.run(main)

@@ -54,10 +54,15 @@ class RunOptions:
     )
 
 
-class _FiniteFloatParser(flags.FloatParser):
+class FiniteFloatParser(flags.FloatParser):
     """A float within bounds, and no NaN or infinity, which every bound of absl's lets pass."""
 
-    def __init__(self, least: float | None, above: float | None, below: float | None):
+    def __init__(
+        self,
+        least: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+    ):
         super().__init__(lower_bound=least)
         self._above, self._below = above, below
         said = [f"at least {least:g}"] if least is not None else []
@@ -100,7 +105,7 @@ def define_flags(config: type) -> None:
     """
     for field in dataclasses.fields(config):
         text, least, above, below = (field.metadata[n] for n in ("help", "least", "above", "below"))
-        floats = _FiniteFloatParser(least, above, below)
+        floats = FiniteFloatParser(least, above, below)
         default: Any = field.default
         kind: Any = field.type
         if isinstance(kind, types.UnionType):

@@ -156,8 +156,6 @@ def by_word(
 ) -> dict[str, Any]:
     """Which words of a text receive gradient: a figure, and the numbers."""
     words = reviews.tokenize(text)
-    if not words:
-        common.stop("--text: expected a text with at least one word, got none")
     ids = vocabulary.encode(words, len(words))
     end, chunk = (dataclasses.replace(config, loss_at=at) for at in ("end", "chunk"))
     plan = f"k1 = {config.k1}, k2 = {config.k2}"
@@ -215,6 +213,8 @@ def main(argv: list[str]) -> None:
     """Train or load, then look."""
     common.begin(argv)
     config = run_folder.configure(Config, NAME, FAST)
+    if not reviews.tokenize(config.text):
+        common.stop("--text: expected a text with at least one word, got none")
     if config.run is None:
         run = RunFolder.create(config, NAME)
         _, parts, trained = training.run_training(config, run)

@@ -45,11 +45,20 @@ def draw(output: str) -> None:
         ax.title.set_fontsize(9)
     figure.supxlabel("step s whose use of the parameters gets gradient", fontsize=9)
     figure.supylabel("step t of the loss; a red line is an update", fontsize=9)
-    pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    try:
+        pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output)
+    except (OSError, ValueError) as error:  # ValueError: of what kind the file should be
+        common.stop(f"--output: {output} cannot be written ({error}); give a .png, .svg or .pdf")
     print(f"saved {output}")
+
+
+def main(argv: list[str]) -> None:
+    """Draw."""
+    common.begin(argv)
+    draw(flags.FLAGS.output)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("output", "runs/credit_matrices.png", "The picture's file.")
-    app.run(lambda argv: draw(flags.FLAGS.output))
+    app.run(main)

@@ -89,7 +89,8 @@ class RunFolder:
             output_dir = f"runs/{name}-{now}"
         run = cls(output_dir, name, config)
         if not config.resume:
-            if (run.path / CONFIG).exists():
+            # What could not even load its data left its configuration, and nothing to lose.
+            if (run.path / CONFIG).exists() and len(list(run.path.iterdir())) > 1:
                 common.stop(
                     f"--output_dir: {output_dir} already holds a run; go on with it by --resume, "
                     "give another folder, or remove it"
@@ -120,7 +121,10 @@ class RunFolder:
             return cls(finished[-1].parent)
         run = cls(output_dir)
         if not (run.path / PARAMS).exists():
-            common.stop(f"--output_dir: {output_dir} holds no trained network (no {PARAMS})")
+            common.stop(
+                f"{output_dir} holds no trained network (no {PARAMS}); give the folder of a run of "
+                f"experiments.{name}"
+            )
         return run
 
     @property

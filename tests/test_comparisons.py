@@ -105,22 +105,3 @@ def test_what_stands_together_ends_one_sentence():
     ids = np.array([7, 2, 2, 3, 8, 9, 2, 5])
     ends = domain_split.sentence_ends(ids, stops)
     assert np.flatnonzero(ends).tolist() == [3, 6]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--task=demand", "--steps=672"],
-            "error: --steps: expected fewer than the 672 half-hours",
-        ),
-        (["--task=poems"], "value should be one of <reviews|digits|book|demand|sunspots>"),
-        (["--seeds=0"], "flag --seeds=0"),
-    ],
-)
-def test_wrong_use_is_told_without_a_traceback(arguments, message, tmp_path):
-    done = run("experiments.naive", *arguments, "--fast", f"--output_dir={tmp_path}")
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr

@@ -44,11 +44,3 @@ def test_without_a_run_it_trains_first(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "config.json").read_text())["anchor"] == "loss"
     assert (tmp_path / "params.npz").exists()
-
-
-@pytest.mark.slow
-def test_what_is_no_run_is_told_without_a_traceback(tmp_path):
-    done = run("experiments.credit", f"--run={tmp_path}", f"--output_dir={tmp_path / 'out'}")
-    assert done.returncode == 1
-    assert "holds no finished run" in done.stderr
-    assert "Traceback" not in done.stderr

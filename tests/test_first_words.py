@@ -43,24 +43,6 @@ def test_words_beyond_the_reach_are_learnt_from_near_ones_or_not_at_all(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--length=30"], "error: --length: expected more than k2=30 words, got 30"),
-        (["--length=92"], "error: --length: the first chunk of a text holds length % k2 = 2 words"),
-        (["--short_shares=0.1,1"], "1.0 is not a finite number above 0 and below 1"),
-        (["--data_dir=/nowhere"], "error: --data_dir: expected reviews like 0_9.txt"),
-        (["extra"], "unexpected arguments ['extra']"),
-    ],
-)
-def test_wrong_use_is_told_without_a_traceback(arguments, message, tmp_path):
-    done = run("experiments.first_words", *arguments, f"--output_dir={tmp_path}")
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
 def test_reviews_that_are_too_short_are_told_before_anything_is_trained(data_dir, tmp_path):
     done = run("experiments.first_words", f"--data_dir={data_dir}", f"--output_dir={tmp_path}")
     assert done.returncode == 1

@@ -337,21 +337,3 @@ def test_what_changed_between_the_versions_is_told(tmp_path, capsys):
     grid_search.tell_versions(folder)
     told = capsys.readouterr().out
     assert f"was begun with other versions: jax 0.0.1, now {jax.__version__}" in told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--k1=30,x"], "flag --k1=30,x: expected numbers with commas between them, each a posi"),
-        (["--k2=0"], "flag --k2=0: expected numbers with commas between them, each a positive"),
-        (["--k2=30,661"], "error: --k2: expected at most the 660 months of a sequence"),
-        (["--task=weather"], "value should be one of <reviews|digits|book|demand|sunspots>"),
-        (["extra"], "unexpected arguments ['extra']"),
-    ],
-)
-def test_wrong_use_is_told_without_a_traceback(arguments, message, tmp_path):
-    done = run(NAME, "--fast", *arguments, f"--output_dir={tmp_path}")
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr

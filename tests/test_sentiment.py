@@ -96,30 +96,6 @@ def test_what_was_learnt_until_ctrl_c_predicts(data_dir, tmp_path):
     assert run(NAME, f"--output_dir={folder}", "--predict=wonderful a b").returncode == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--data_dir=/nowhere"], "error: --data_dir: expected reviews like 0_9.txt"),
-        (["--predict=good", "--output_dir=/nowhere"], "holds no finished run"),
-    ],
-)
-def test_wrong_use_is_told_without_a_traceback(arguments, message, tmp_path):
-    if "--predict" not in arguments[0]:
-        arguments = [*arguments, f"--output_dir={tmp_path}"]
-    done = run(NAME, *arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_folder_with_a_run_is_not_overwritten(finished):
-    folder, _ = finished
-    done = run(NAME, *SMALL, f"--output_dir={folder}")
-    assert done.returncode == 1
-    assert "already holds a run" in done.stderr
-
-
 def test_padding_keeps_windows_whole_and_shapes_few():
     for k1 in (1, 7, 30, 45, 100, 419):
         assert reviews.padding(k1) % k1 == 0
