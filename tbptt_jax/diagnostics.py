@@ -12,7 +12,7 @@ import optax
 from tbptt_jax import per_loss
 from tbptt_jax.checks import check_batch
 from tbptt_jax.credit import Truncation
-from tbptt_jax.train import TrainState, gradient
+from tbptt_jax.train import TrainState, check_training, gradient
 from tbptt_jax.types import Batch, Params
 from tbptt_jax.window import Window
 from tbptt_jax.windows import batch_shape, step_weights, stream_carry
@@ -69,6 +69,7 @@ def credit_by_lag(state: TrainState, batch: Batch, max_lag: int) -> CreditByLag:
     """
     check_batch(batch)
     _, length = batch_shape(batch)
+    check_training(state, batch, Truncation(length, length))
     if not (isinstance(max_lag, int | np.integer) and 0 <= max_lag < length):
         raise ValueError(
             f"credit_by_lag: max_lag must be an integer from 0 to T - 1 = {length - 1}, got "

@@ -10,8 +10,9 @@ import numpy as np
 
 from tbptt_jax import windows
 from tbptt_jax.checks import check_batch, check_stream
-from tbptt_jax.train import TrainState
+from tbptt_jax.train import TrainState, check_state
 from tbptt_jax.types import Batch, LossFn
+from tbptt_jax.values import check_inputs, check_values
 from tbptt_jax.window import Window, forward, step_losses
 
 
@@ -28,7 +29,9 @@ def predict(state: TrainState, batch: Batch) -> Any:
     Raises:
       TypeError, ValueError: as `train_step`.
     """
+    check_state(state)
     check_batch(batch)
+    check_inputs(state.functions, state.params, batch)
     return _predict(state.functions, state.params, None, batch)[0]
 
 
@@ -72,7 +75,7 @@ def totals(
 ) -> Iterator[jax.Array]:
     """The sums that `evaluate` takes means of, one batch after the other.
 
-    It reads no values, so it can be traced: `jax.vmap` evaluates many parameters at once.
+    It reads no results, so it can be traced: `jax.vmap` evaluates many parameters at once.
 
     Args:
       state, batches, metrics: as in `evaluate`.
@@ -83,10 +86,12 @@ def totals(
     Raises:
       TypeError, ValueError: as `train_step`.
     """
+    check_state(state)
     functions = (state.loss, *metrics.values())
     carry = None
     for batch in [batches] if isinstance(batches, Batch) else batches:
         check_batch(batch)
+        check_values(state.functions, state.params, state.loss, batch)
         if batch.reset is None:
             carry = None
         elif carry is not None:

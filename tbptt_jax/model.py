@@ -173,14 +173,20 @@ def split(module: SequenceModel) -> Parts:
     module.eval()
     streams, structure = jax.tree.flatten(nnx.to_pure_dict(random))
     is_key = tuple(jnp.issubdtype(s.dtype, jax.dtypes.prng_key) for s in streams)
-    functions, to_module = _functions(graph, nnx.graphdef(module), structure, is_key)
+    functions, to_module = _functions(
+        graph, nnx.graphdef(module), structure, is_key, _vocabulary(module.encoder)
+    )
     params = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
     return Parts(functions, params, to_module, draws=bool(streams))
 
 
 @functools.cache
 def _functions(
-    train_graph: Any, eval_graph: Any, structure: Any, is_key: tuple[bool, ...]
+    train_graph: Any,
+    eval_graph: Any,
+    structure: Any,
+    is_key: tuple[bool, ...],
+    vocabulary: int | None,
 ) -> tuple[Model, Callable[[Params], SequenceModel]]:
     """The functions of a graph; cached, since compiled code is found by their identity."""
 
@@ -214,4 +220,14 @@ def _functions(
     def to_module(params):
         return merge(jax.tree.map(jnp.copy, params))
 
-    return Model(initialize_carry, encode, step, readout, unroll_core), to_module
+    functions = Model(initialize_carry, encode, step, readout, unroll_core, vocabulary)
+    return functions, to_module
+
+
+def _vocabulary(encoder: Any) -> int | None:
+    """The number of ids that an encoder embeds, if the inputs go into an embedding."""
+    if isinstance(encoder, nnx.Sequential):
+        encoder = next(iter(encoder.layers), None)
+    # A subclass with a call of its own may make ids of whatever it is given.
+    embeds = isinstance(encoder, nnx.Embed) and type(encoder).__call__ is nnx.Embed.__call__
+    return encoder.num_embeddings if embeds else None

@@ -14,6 +14,7 @@ from tbptt_jax.checks import check_batch, check_plan
 from tbptt_jax.credit import Truncation
 from tbptt_jax.model import Parts, SequenceModel, split
 from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
+from tbptt_jax.values import check_scored, check_values
 from tbptt_jax.windows import Lookback, Memory
 
 
@@ -130,6 +131,24 @@ class TrainState:
         return self.to_module(self.params)
 
 
+def check_state(state: TrainState) -> None:
+    """Raise a TypeError if this is no state."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"state must be a tbptt_jax.TrainState, got {type(state).__name__}; make it with "
+            "TrainState.create, and go on with the first of the two that train_step returns"
+        )
+
+
+def check_training(state: TrainState, batch: Batch, truncation: Truncation) -> None:
+    """Raise if these cannot be trained with; called by what users call, at whom warnings point."""
+    check_state(state)
+    check_plan(truncation)
+    check_batch(batch)
+    check_values(state.functions, state.params, state.loss, batch)
+    check_scored(batch, truncation, stacklevel=4)
+
+
 def train_step(
     state: TrainState, batch: Batch, truncation: Truncation
 ) -> tuple[TrainState, Metrics]:
@@ -160,10 +179,14 @@ def train_step(
       The new state, and one entry of `Metrics` per update.
 
     Raises:
-      TypeError, ValueError: an argument of a wrong kind, or arrays that do not belong together.
+      TypeError, ValueError: an argument of a wrong kind, arrays that do not belong together, or,
+        where they can be read at no cost, values that are wrong (see `values`): NaN, ids outside
+        the vocabulary, labels that are no class, whole sequences of which no step is scored.
+
+    Warns:
+      UserWarning: no step of a stream's batch is scored.
     """
-    check_plan(truncation)
-    check_batch(batch)
+    check_training(state, batch, truncation)
     if batch.reset is None:
         # Dropped before the call, so that neither its presence nor its size compiles anew.
         memory = None
@@ -206,8 +229,8 @@ def gradient(state: TrainState, batch: Batch, truncation: Truncation) -> Params:
     """The truncated gradient of a batch at fixed parameters.
 
     The sum over all updates' parts sum_{t,s} W[t, s] d l_t / d theta_s, with the parameters of
-    `state` at every step, divided by the total weight of the scored losses; zero where nothing is
-    scored. The state is not changed.
+    `state` at every step, divided by the total weight of the scored losses; zero where nothing of a
+    stream's batch is scored. The state is not changed.
 
     Args:
       state, batch, truncation: as in `train_step`; dropout is off.
@@ -218,8 +241,7 @@ def gradient(state: TrainState, batch: Batch, truncation: Truncation) -> Params:
     Raises:
       As `train_step`.
     """
-    check_plan(truncation)
-    check_batch(batch)
+    check_training(state, batch, truncation)
     memory = None
     if batch.reset is not None:
         memory, batch = _continue(state, batch, truncation)

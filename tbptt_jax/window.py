@@ -108,17 +108,27 @@ def run(
 def encode(model: Model, params: Params, inputs: Any, rng: jax.Array | None) -> Any:
     """The encoder's outputs [B, K, ...], checked."""
     xs = model.encode(params, inputs, rng)
+    check_encoded(xs, inputs)
+    return xs
+
+
+def check_encoded(xs: Any, inputs: Any) -> None:
+    """Raise a ValueError if encoded inputs do not lead with [B, K] as the inputs do."""
     leading = jax.tree.leaves(inputs)[0].shape[:2]
     _check_leading("encode", "one vector for every step", xs, leading)
-    return xs
 
 
 def initial_carry(model: Model, params: Params, step_shape: Any) -> Carry:
     """The carry that a sequence begins with; `step_shape` is that of one encoded step, (B, ...)."""
     carry = model.initialize_carry(params, step_shape)
+    check_initial(carry, step_shape)
+    return carry
+
+
+def check_initial(carry: Carry, step_shape: Any) -> None:
+    """Raise a ValueError if an initial carry does not lead with [B] as the steps do."""
     leading = (jax.tree.leaves(step_shape)[0],)
     _check_leading("initialize_carry", "one carry for every example", carry, leading)
-    return carry
 
 
 def scored_sum(
