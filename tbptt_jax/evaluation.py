@@ -55,7 +55,7 @@ def evaluate(
     Raises:
       TypeError, ValueError: as `train_step`; ValueError also when nothing has a weight.
     """
-    metrics = metrics or {}
+    metrics = {} if metrics is None else metrics
     sums = np.zeros(len(metrics) + 2)
     for part in totals(state, batches, metrics):
         sums += np.asarray(part)
@@ -87,17 +87,44 @@ def totals(
       TypeError, ValueError: as `train_step`.
     """
     check_state(state)
+    _check_metrics(metrics)
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            "evaluate: batches must be a Batch or an iterable of them, got "
+            f"{type(batches).__name__}"
+        )
     functions = (state.loss, *metrics.values())
     carry = None
     for batch in [batches] if isinstance(batches, Batch) else batches:
         check_batch(batch)
-        check_values(state.functions, state.params, state.loss, batch)
+        check_values(state.functions, state.params, state.loss, batch, metrics)
         if batch.reset is None:
             carry = None
         elif carry is not None:
-            check_stream(carry, windows.batch_shape(batch)[0])
+            check_stream(
+                carry, windows.batch_shape(batch)[0], "evaluate other streams by themselves"
+            )
         carry, part = _evaluate(state.functions, functions, state.params, carry, batch)
         yield part
+
+
+def _check_metrics(metrics: Mapping[str, LossFn]) -> None:
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            "evaluate: metrics must map names to functions (outputs, targets) -> [B, T], got "
+            f"{type(metrics).__name__}"
+        )
+    for name, metric in metrics.items():
+        if name in ("loss", "weight"):
+            raise ValueError(
+                f'evaluate: metrics must not be named "loss" or "weight", got {name!r}, which is '
+                "returned anyway"
+            )
+        if not callable(metric):
+            raise TypeError(
+                f"evaluate: metrics must be functions (outputs, targets) -> [B, T], got "
+                f"{type(metric).__name__} for {name!r}"
+            )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,15 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.core import Tracer
 
 from tbptt_jax import windows
-from tbptt_jax.checks import check_batch, check_plan
-from tbptt_jax.credit import Truncation
+from tbptt_jax.checks import check_batch
+from tbptt_jax.credit import Truncation, check_plan
 from tbptt_jax.model import Parts, SequenceModel, split
 from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
 from tbptt_jax.values import check_scored, check_values
@@ -79,7 +82,8 @@ class TrainState:
           The state. It holds copies: nothing that is given here is donated by `train_step`.
 
         Raises:
-          TypeError: a wrong kind of model, optimizer or loss, or params missing or superfluous.
+          TypeError: a wrong kind of model, optimizer, loss or seed, or params missing,
+            superfluous or not floating point.
         """
         if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
             raise TypeError(
@@ -91,10 +95,14 @@ class TrainState:
                 "TrainState.create: loss must be a function (outputs, targets) -> losses [B, T], "
                 f"got {type(loss).__name__}"
             )
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+            raise TypeError(
+                f"TrainState.create: seed must be an integer, got {type(seed).__name__}"
+            )
         if isinstance(model, Model):
             if params is None:
                 raise TypeError("TrainState.create: params must be given with a Model, got None")
-            params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+            params = jax.tree.map_with_path(_parameter, params)
             parts = Parts(model, params, to_module=None, draws=True)
         else:
             if params is not None:
@@ -131,12 +139,28 @@ class TrainState:
         return self.to_module(self.params)
 
 
+def _parameter(path: Any, value: Any) -> jax.Array:
+    """A copy of a parameter, which must be floating point to have a gradient."""
+    if not jnp.issubdtype(getattr(value, "dtype", type(value)), np.inexact):
+        raise TypeError(
+            f"TrainState.create: params{jax.tree_util.keystr(path)} must be floating point, got "
+            f"{getattr(value, 'dtype', type(value).__name__)}; make what is not trained part of "
+            "the functions"
+        )
+    return jnp.array(value, copy=True)
+
+
 def check_state(state: TrainState) -> None:
-    """Raise a TypeError if this is no state."""
+    """Raise a TypeError if this is no state, a ValueError if it was donated."""
     if not isinstance(state, TrainState):
         raise TypeError(
             f"state must be a tbptt_jax.TrainState, got {type(state).__name__}; make it with "
             "TrainState.create, and go on with the first of the two that train_step returns"
+        )
+    if not isinstance(state.step, Tracer) and state.step.is_deleted():
+        raise ValueError(
+            "state was given to train_step before, which donates it; go on with the state that it "
+            "returned: state, metrics = train_step(state, batch, truncation)"
         )
 
 

@@ -7,18 +7,20 @@ has none, nor in one on an accelerator: to read it would stall the steps that ar
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from tbptt_jax.credit import Truncation, intervals
-from tbptt_jax.recurrence import step_shape
+from tbptt_jax.recurrence import check_pair, step_shape
 from tbptt_jax.types import Batch, LossFn, Model, Params
-from tbptt_jax.window import check_encoded, check_initial
+from tbptt_jax.window import check_encoded, check_initial, check_losses, check_outputs
 
 LABELS = optax.losses.softmax_cross_entropy_with_integer_labels
 
@@ -33,19 +35,26 @@ def check_inputs(model: Model, params: Params, batch: Batch) -> None:
     exists = _exists(batch)
     for name, leaf in _leaves("inputs", batch.inputs):
         if model.vocabulary is not None:
-            what = f"ids, as the encoder embeds {model.vocabulary} of them"
-            _check_range(name, leaf, exists, model.vocabulary, what)
+            of, advice = f"of the encoder's {model.vocabulary} embeddings", "mask what is padded"
+            _check_range(name, leaf, exists, "ids", model.vocabulary, of, advice)
         _check_finite(name, leaf, exists, "fill gaps, or set `mask` False there")
     _outputs(model, params, batch.inputs)
 
 
-def check_values(model: Model, params: Params, loss: LossFn, batch: Batch) -> None:
+def check_values(
+    model: Model,
+    params: Params,
+    loss: LossFn,
+    batch: Batch,
+    metrics: Mapping[str, LossFn] = MappingProxyType({}),
+) -> None:
     """Raise if inputs, weights or targets are wrong; what is not scored may be anything.
 
     Raises:
       TypeError: as `check_inputs`; labels that are not integers.
       ValueError: as `check_inputs`; weights that are negative; NaN or infinity; labels that are no
-        class of the outputs, where the loss is optax's cross entropy with integer labels.
+        class of the outputs, where the loss is optax's cross entropy with integer labels; a loss
+        or a metric that fails or does not return [B, T].
     """
     check_inputs(model, params, batch)
     if batch.weights is not None:
@@ -54,17 +63,16 @@ def check_values(model: Model, params: Params, loss: LossFn, batch: Batch) -> No
         weights = _read(batch.weights)
         if weights is not None and weights.min() < 0:
             _refuse("weights", weights, weights < 0, exists, "0 or more", advice)
-    scored = _scored(batch)
-    options = loss.keywords if isinstance(loss, functools.partial) else {}
-    has_labels = (loss.func if isinstance(loss, functools.partial) else loss) is LABELS
+    outputs = _outputs(model, params, batch.inputs)
+    scored, classes = _scored(batch), _classes(loss, outputs, batch.targets)
     for name, leaf in _leaves("targets", batch.targets):
-        if has_labels:
-            outputs, axis = _outputs(model, params, batch.inputs), options.get("axis", -1)
-            if isinstance(axis, int) and getattr(outputs, "ndim", 0) == leaf.ndim + 1:
-                classes = outputs.shape[axis]
-                what = f"labels, as the model puts out {classes} classes"
-                _check_range(name, leaf, scored, classes, what)
+        if classes is not None:
+            of, advice = f"of the model's {classes} classes", "unscored steps have weight 0"
+            _check_range(name, leaf, scored, "labels", classes, of, advice)
         _check_finite(name, leaf, scored, "fill gaps, or set `weights` 0 there")
+    named = {f"metric {name!r}": metric for name, metric in metrics.items()}
+    for name, function in {"loss": loss, **named}.items():
+        _try_loss(name, function, _Shapes.of(outputs), _Shapes.of(batch.targets))
 
 
 def check_scored(batch: Batch, truncation: Truncation, stacklevel: int) -> None:
@@ -79,11 +87,11 @@ def check_scored(batch: Batch, truncation: Truncation, stacklevel: int) -> None:
     if scored.ndim == 0:
         return
     if not scored.any():
-        why = "`weights` or `mask` are 0 at all of them; see data.mark_losses"
+        why = "`weights` or `mask` are 0 everywhere; see data.mark_losses"
     elif not scored[:, _columns(truncation, scored.shape[1])].any():
         why = (
-            f"k2={truncation.k2} < k1={truncation.k1} scores the last {truncation.k2} steps before "
-            "an update, and `weights` are 0 there; raise k2, or move the losses"
+            f"of k1={truncation.k1} steps the plan scores the last k2={truncation.k2}, where "
+            "`weights` are 0; raise k2, or move the losses"
         )
     else:
         return
@@ -106,7 +114,7 @@ def _read(array: Any) -> np.ndarray | None:
     """The values of an array; None where they are not to be had, or not for free."""
     if isinstance(array, np.ndarray):
         return array
-    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
+    if isinstance(array, Tracer) or not array.is_fully_addressable:
         return None
     if any(device.platform != "cpu" for device in array.devices()):
         return None
@@ -142,16 +150,18 @@ def _check_finite(name: str, array: Any, where: np.ndarray, advice: str) -> None
         _refuse(name, values, ~finite, where, "finite", advice)
 
 
-def _check_range(name: str, array: Any, where: np.ndarray, count: int, what: str) -> None:
+def _check_range(
+    name: str, array: Any, where: np.ndarray, kind: str, count: int, of: str, advice: str
+) -> None:
+    expected = f"{kind} from 0 to {count - 1}, {of}"
     if not jnp.issubdtype(array.dtype, np.integer):
         raise TypeError(
-            f"Batch: {name} must be integers from 0 to {count - 1} ({what}), got {array.dtype}; "
-            f"use {name}.astype(np.int32)"
+            f"Batch: {name} must be integers, {expected}, got {array.dtype}; use "
+            f"{name}.astype(np.int32)"
         )
     values = _read(array)
     if values is not None and (values.min() < 0 or values.max() >= count):
-        wrong, expected = (values < 0) | (values >= count), f"from 0 to {count - 1} ({what})"
-        _refuse(name, values, wrong, where, expected, "what is padded has `mask` False")
+        _refuse(name, values, (values < 0) | (values >= count), where, expected, advice)
 
 
 def _refuse(
@@ -179,28 +189,40 @@ def _columns(truncation: Truncation, length: int) -> np.ndarray:
 
 
 def _outputs(model: Model, params: Params, inputs: Any) -> Any:
-    """The shapes of what a model puts out for inputs; None where that is told when it is traced."""
-    leaves, of_inputs = jax.tree.flatten(inputs)
-    weights, of_params = jax.tree.flatten(params)
-    shapes = [tuple((x.shape, x.dtype) for x in group) for group in (leaves, weights)]
-    return _outputs_of(model, of_inputs, of_params, *shapes)
+    """What a model puts out for inputs [B, T, ...], as shapes."""
+    return _outputs_of(model, _Shapes.of(params), _Shapes.of(inputs))
+
+
+class _Shapes(NamedTuple):
+    """A pytree's structure, and the shapes and dtypes of its leaves: what a cache can look up."""
+
+    structure: Any
+    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+
+    @classmethod
+    def of(cls, tree: Any) -> "_Shapes":
+        leaves, structure = jax.tree.flatten(tree)
+        return cls(structure, tuple([(x.shape, x.dtype) for x in leaves]))
+
+    def tree(self) -> Any:
+        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self.leaves]
+        return self.structure.unflatten(leaves)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in self.leaves)
 
 
 @functools.lru_cache(maxsize=256)
-def _outputs_of(model: Model, of_inputs: Any, of_params: Any, leaves: Any, weights: Any) -> Any:
-    inputs, params = (
-        tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in group])
-        for tree, group in ((of_inputs, leaves), (of_params, weights))
-    )
+def _outputs_of(model: Model, of_params: _Shapes, of_inputs: _Shapes) -> Any:
+    params, inputs = of_params.tree(), of_inputs.tree()
 
     def part(name: str, function: Callable, *args: Any) -> Any:
         try:
             return jax.eval_shape(function, *args)
         except Exception as error:  # whatever Flax, JAX or a user's function makes of a shape
-            given = ", ".join(f"{dtype}{list(shape)}" for shape, dtype in leaves)
             raise ValueError(
-                f"Batch: inputs {given} fail in the model's {name}: {str(error).splitlines()[0]}; "
-                "give it the features that it was made for"
+                f"Batch: inputs {of_inputs} fail in the model's {name}: {_first_line(error)}; "
+                "inputs, encoder, core and readout must fit each other"
             ) from error
 
     xs = part("encoder", lambda p, x: model.encode(p, x, None), params, inputs)
@@ -210,10 +232,43 @@ def _outputs_of(model: Model, of_inputs: Any, of_params: Any, leaves: Any, weigh
     check_initial(carry, shape)
     x = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype), xs)
     after = part("core", model.step, params, carry, x)
-    if not (isinstance(after, tuple) and len(after) == 2):
-        return None
+    check_pair(after)
     length = jax.tree.leaves(xs)[0].shape[1]
     ys = jax.tree.map(
         lambda y: jax.ShapeDtypeStruct((y.shape[0], length, *y.shape[1:]), y.dtype), after[1]
     )
-    return part("readout", lambda p, y: model.readout(p, y, None), params, ys)
+    outputs = part("readout", lambda p, y: model.readout(p, y, None), params, ys)
+    check_outputs(outputs, inputs)
+    return outputs
+
+
+@functools.lru_cache(maxsize=256)
+def _try_loss(name: str, loss: LossFn, outputs: _Shapes, targets: _Shapes) -> None:
+    try:
+        losses = jax.eval_shape(loss, outputs.tree(), targets.tree())
+    except Exception as error:  # whatever a user's function makes of a shape
+        raise ValueError(
+            f"{name} fails on outputs {outputs} and targets {targets}: {_first_line(error)}; it is "
+            "called as (outputs, targets) -> losses [B, T]"
+        ) from error
+    check_losses(name, losses, targets.leaves[0][0][:2])
+
+
+def _classes(loss: LossFn, outputs: Any, targets: Any) -> int | None:
+    """How many classes labels are of; None where the loss does not say that there are any."""
+    options = {}
+    if isinstance(loss, functools.partial):
+        loss, options = loss.func, loss.keywords
+    axis = options.get("axis", -1)
+    if loss is not LABELS or not isinstance(axis, int):
+        return None
+    if outputs.ndim != targets.ndim + 1:
+        raise ValueError(
+            f"Batch: targets must be one label for each of the outputs, {_Shapes.of(outputs)}, got "
+            f"{_Shapes.of(targets)}; of one-hot labels take targets.argmax(-1)"
+        )
+    return outputs.shape[axis]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
