@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import logging as python_logging
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -92,7 +93,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | pathlib.Path, config: Mapping[str, Any] | None = None):
-        if not isinstance(folder, str | pathlib.Path):
+        if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"Checkpoints: folder must be a path, got {type(folder).__name__}")
         if not isinstance(config, Mapping | None):
             raise TypeError(

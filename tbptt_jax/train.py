@@ -157,7 +157,8 @@ def check_state(state: TrainState) -> None:
             f"state must be a tbptt_jax.TrainState, got {type(state).__name__}; make it with "
             "TrainState.create, and go on with the first of the two that train_step returns"
         )
-    if not isinstance(state.step, Tracer) and state.step.is_deleted():
+    step = state.step
+    if isinstance(step, jax.Array) and not isinstance(step, Tracer) and step.is_deleted():
         raise ValueError(
             "state was given to train_step before, which donates it; go on with the state that it "
             "returned: state, metrics = train_step(state, batch, truncation)"

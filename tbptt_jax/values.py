@@ -25,8 +25,11 @@ from tbptt_jax.window import check_encoded, check_initial, check_losses, check_o
 LABELS = optax.losses.softmax_cross_entropy_with_integer_labels
 
 
-def check_inputs(model: Model, params: Params, batch: Batch) -> None:
+def check_inputs(model: Model, params: Params, batch: Batch) -> Any:
     """Raise if the inputs are not what the model takes, or not finite; padding may hold anything.
+
+    Returns:
+      The outputs, as a pytree of `jax.ShapeDtypeStruct`.
 
     Raises:
       TypeError: ids for an embedding that are not integers.
@@ -38,7 +41,7 @@ def check_inputs(model: Model, params: Params, batch: Batch) -> None:
             of, advice = f"of the encoder's {model.vocabulary} embeddings", "mask what is padded"
             _check_range(name, leaf, exists, "ids", model.vocabulary, of, advice)
         _check_finite(name, leaf, exists, "fill gaps, or set `mask` False there")
-    _outputs(model, params, batch.inputs)
+    return _outputs(model, _Shapes.of(params), _Shapes.of(batch.inputs))
 
 
 def check_values(
@@ -56,14 +59,13 @@ def check_values(
         class of the outputs, where the loss is optax's cross entropy with integer labels; a loss
         or a metric that fails or does not return [B, T].
     """
-    check_inputs(model, params, batch)
+    outputs = check_inputs(model, params, batch)
     if batch.weights is not None:
         exists, advice = _exists(batch), "a step without a loss has weight 0"
         _check_finite("weights", batch.weights, exists, advice)
         weights = _read(batch.weights)
         if weights is not None and weights.min() < 0:
             _refuse("weights", weights, weights < 0, exists, "0 or more", advice)
-    outputs = _outputs(model, params, batch.inputs)
     scored, classes = _scored(batch), _classes(loss, outputs, batch.targets)
     for name, leaf in _leaves("targets", batch.targets):
         if classes is not None:
@@ -188,11 +190,6 @@ def _columns(truncation: Truncation, length: int) -> np.ndarray:
     return columns
 
 
-def _outputs(model: Model, params: Params, inputs: Any) -> Any:
-    """What a model puts out for inputs [B, T, ...], as shapes."""
-    return _outputs_of(model, _Shapes.of(params), _Shapes.of(inputs))
-
-
 class _Shapes(NamedTuple):
     """A pytree's structure, and the shapes and dtypes of its leaves: what a cache can look up."""
 
@@ -213,7 +210,7 @@ class _Shapes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _outputs_of(model: Model, of_params: _Shapes, of_inputs: _Shapes) -> Any:
+def _outputs(model: Model, of_params: _Shapes, of_inputs: _Shapes) -> Any:
     params, inputs = of_params.tree(), of_inputs.tree()
 
     def part(name: str, function: Callable, *args: Any) -> Any:
@@ -260,7 +257,8 @@ def _classes(loss: LossFn, outputs: Any, targets: Any) -> int | None:
     if isinstance(loss, functools.partial):
         loss, options = loss.func, loss.keywords
     axis = options.get("axis", -1)
-    if loss is not LABELS or not isinstance(axis, int):
+    arrays = hasattr(outputs, "ndim") and hasattr(targets, "ndim")
+    if loss is not LABELS or not isinstance(axis, int) or not arrays:
         return None
     if outputs.ndim != targets.ndim + 1:
         raise ValueError(
