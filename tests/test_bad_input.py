@@ -141,6 +141,11 @@ def checkpoints(use: Callable[[tbptt.Checkpoints], Any]) -> Callable[[pathlib.Pa
     return call
 
 
+def an_empty_file(folder: pathlib.Path) -> pathlib.Path:
+    (folder / "file").touch()
+    return folder / "file"
+
+
 # ------------------------------------------------------------------------------- the table
 #
 # An id; a call; the error or warning; its message, or how it begins where JAX has the last word.
@@ -1397,6 +1402,24 @@ DATA: list[Row] = [
         ValueError,
         "candidate_steps: count must be at least 1, got 0",
     ),
+    (
+        "reset of two axes",
+        stretches(reset=np.zeros((4, 2), bool)),
+        TypeError,
+        "batchify: reset must be bool [N], True at the first step of each document, got bool[4, 2]",
+    ),
+    (
+        "alpha a string",
+        lambda: data.suggest_steps(NOISE, alpha="5%"),
+        ValueError,
+        "suggest_steps: alpha must be between 0 and 1, got '5%'",
+    ),
+    (
+        "candidates up to half a step",
+        lambda: data.candidate_steps(10, maximum=2.5),
+        TypeError,
+        "candidate_steps: maximum must be an integer, got 2.5",
+    ),
 ]
 
 CHECKPOINTS: list[Row] = [
@@ -1466,6 +1489,12 @@ CHECKPOINTS: list[Row] = [
         "  ['a']: {float}[3] in the checkpoint, nothing now\n"
         "  ['b']: nothing in the checkpoint, {float}[3] now\n"
         "Go on with what it was made with, or give another folder to begin anew",
+    ),
+    (
+        "folder a file",
+        lambda folder: tbptt.Checkpoints(an_empty_file(folder)),
+        NotADirectoryError,
+        "[Errno 20] Checkpoints: folder must be a folder, got a file: '{folder}/file'",
     ),
 ]
 
