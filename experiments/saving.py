@@ -131,7 +131,11 @@ class Saving(Unsaved):
 
     def forget(self) -> None:
         """Remove the checkpoints, when what they led to is kept elsewhere."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        # In one go: half of what is removed would be taken for a damaged checkpoint.
+        removed = self._folder.with_name(f"{self._folder.name}.removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        self._folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def _open(self, about: dict[str, Any]) -> Checkpoints:
         try:

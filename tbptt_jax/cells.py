@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tbptt_jax import fused
+from tbptt_jax.arguments import check_count
 from tbptt_jax.fused import Gates, Weights
 from tbptt_jax.recurrence import step_shape
 from tbptt_jax.recurrence import unroll as scan
@@ -34,6 +35,11 @@ class LSTM(nnx.OptimizedLSTMCell):
       >>> LSTM(64, 128, rngs=nnx.Rngs(0)).dense_i.kernel.shape
       (64, 512)
     """
+
+    def __init__(self, in_features: int, hidden_features: int, **options: Any):
+        check_count("LSTM", "in_features", in_features)
+        check_count("LSTM", "hidden_features", hidden_features)
+        super().__init__(in_features, hidden_features, **options)
 
     def unroll(
         self, carry: Carry, xs: Any, mask: Array | None = None, reset: Array | None = None

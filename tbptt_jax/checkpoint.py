@@ -54,7 +54,7 @@ class Checkpoints:
         with another one is refused.
 
     Raises:
-      TypeError: config is not JSON.
+      TypeError: folder is no path, or config no mapping or not JSON.
       OSError: the folder cannot be made.
 
     Example:
@@ -93,7 +93,17 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | pathlib.Path, config: Mapping[str, Any] | None = None):
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"Checkpoints: folder must be a path, got {type(folder).__name__}")
+        if not isinstance(config, Mapping | None):
+            raise TypeError(
+                f"Checkpoints: config must map names to values, got {type(config).__name__}"
+            )
         self.folder = pathlib.Path(folder).absolute()
+        if self.folder.is_file():
+            raise NotADirectoryError(
+                errno.ENOTDIR, "Checkpoints: folder must be a folder, got a file", str(folder)
+            )
         self._config = as_json("config", dict(config or {}))
         self.folder.mkdir(parents=True, exist_ok=True)
         _quiet_orbax()
@@ -122,10 +132,12 @@ class Checkpoints:
           progress: JSON; where training is in its data, what was measured so far.
 
         Raises:
-          TypeError: progress is not JSON.
+          TypeError: progress is not JSON, or the tree holds something else than arrays.
+          ValueError: the tree holds nothing.
           OSError: the folder has no room for it or is read-only, or the checkpoint before this
             one, which was still being written, could not be finished. The older ones are untouched.
         """
+        _check_tree("tree", tree)
         self.wait()
         arrays, described = {}, {}
         for i, (path, leaf) in enumerate(jax.tree.leaves_with_path(tree)):
@@ -198,9 +210,11 @@ class Checkpoints:
           What was saved, or None where nothing ever was. Arrays come as JAX arrays.
 
         Raises:
-          ValueError: it is of another training; what differs is listed.
+          TypeError: like holds something else than arrays.
+          ValueError: it is of another training; what differs is listed. Or like holds nothing.
           OSError: there are checkpoints and none of them can be read.
         """
+        _check_tree("like", like)
         damaged = []
         for number in reversed(self.numbers()):
             try:
@@ -287,6 +301,8 @@ class Checkpoints:
             yield
         except Exception as error:
             number, self._writing = self._writing, None
+            with contextlib.suppress(Exception):  # else Orbax may raise it again, at a restore
+                self._manager.wait_until_finished()
             for part in self.folder.glob(f"{number}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(part, ignore_errors=True)
             raise OSError(
@@ -295,6 +311,18 @@ class Checkpoints:
                 f"{self._fallback()}",
                 str(self.folder),
             ) from error
+
+
+def _check_tree(name: str, tree: Any) -> None:
+    leaves = jax.tree.leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(f"Checkpoints: {name} must hold at least one array, got none")
+    for path, leaf in leaves:
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(
+                f"Checkpoints: {name} must hold arrays, got {type(leaf).__name__} at "
+                f"{name}{jax.tree_util.keystr(path)}; numbers belong into progress"
+            )
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tbptt_jax.credit import Truncation
 from tbptt_jax.types import Batch, Carry
 
 
@@ -28,17 +27,21 @@ def check_batch(batch: Batch) -> None:
         if not leaves:
             raise TypeError(f"Batch: {name} must be an array [B, T, ...], got none")
         for leaf in leaves:
-            if not hasattr(leaf, "shape"):
+            if not isinstance(leaf, jax.Array | np.ndarray):
                 raise TypeError(
                     f"Batch: {name} must be an array [B, T, ...], got {type(leaf).__name__}; "
                     "convert it with np.asarray"
+                )
+            if leaf.dtype.kind in "OSUMm":
+                raise TypeError(
+                    f"Batch: {name} must hold numbers, got {leaf.dtype}; give each symbol a number"
                 )
             leading = leading or leaf.shape[:2]
             _check_leading(name, leaf, leading, exact=False)
     for name in ("mask", "reset", "weights"):
         array = getattr(batch, name)
         if array is not None:
-            if not hasattr(array, "dtype"):
+            if not isinstance(array, jax.Array | np.ndarray):
                 raise TypeError(
                     f"Batch: {name} must be an array [B, T], got {type(array).__name__}; convert "
                     "it with np.asarray"
@@ -79,16 +82,7 @@ def _check_dtype(name: str, array: Any) -> None:
         )
 
 
-def check_plan(truncation: Truncation) -> None:
-    """Raise a TypeError if this is no plan."""
-    if not isinstance(truncation, Truncation):
-        raise TypeError(
-            f"truncation must be a tbptt_jax.Truncation, got {type(truncation).__name__}; write "
-            "Truncation(k1=30, k2=30)"
-        )
-
-
-def check_stream(carry: Carry, rows: int) -> None:
+def check_stream(carry: Carry, rows: int, advice: str) -> None:
     """Raise if a stream goes on with another number of rows than it has carries.
 
     Raises:
@@ -98,6 +92,5 @@ def check_stream(carry: Carry, rows: int) -> None:
     if kept != rows:
         raise ValueError(
             f"Batch: inputs continue a stream of {kept} rows (reset is given), got {rows} rows; "
-            "keep the batch size, or begin new streams with dataclasses.replace(state, "
-            "carry=None, lookback=None)"
+            f"keep the batch size, or {advice}"
         )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tbptt_jax.arguments import check_choice, check_count
 from tbptt_jax.types import Anchor
 
 
@@ -65,13 +66,21 @@ class Truncation:
                     f"Truncation: {name} must be at least 1 step, got {value}; for full BPTT give "
                     "k1 = k2 = the length of the sequence"
                 )
-        if self.anchor not in ("update", "loss"):
-            raise ValueError(f'Truncation: anchor must be "update" or "loss", got {self.anchor!r}')
+        check_choice("Truncation", "anchor", self.anchor, "update", "loss")
         if self.block is not None and self.anchor != "loss":
             raise ValueError(
                 f'Truncation: block goes with anchor="loss", got block={self.block} with '
                 f"anchor={self.anchor!r}; leave it out"
             )
+
+
+def check_plan(truncation: Truncation) -> None:
+    """Raise a TypeError if this is no plan."""
+    if not isinstance(truncation, Truncation):
+        raise TypeError(
+            f"truncation must be a tbptt_jax.Truncation, got {type(truncation).__name__}; write "
+            "Truncation(k1=30, k2=30)"
+        )
 
 
 class Interval(NamedTuple):
@@ -117,6 +126,7 @@ def credit_matrix(truncation: Truncation, length: int) -> np.ndarray:
       not scored.
 
     Raises:
+      TypeError: truncation is no plan, or length is not an integer.
       ValueError: length is below 1.
 
     Example:
@@ -126,8 +136,8 @@ def credit_matrix(truncation: Truncation, length: int) -> np.ndarray:
              [0, 1, 1, 0],
              [0, 1, 1, 1]])
     """
-    if length < 1:
-        raise ValueError(f"credit_matrix: length must be at least 1 step, got {length}")
+    check_plan(truncation)
+    check_count("credit_matrix", "length", length)
     matrix = np.zeros((length, length))
     for interval in intervals(truncation, length):
         for t in range(interval.scored + 1, interval.end + 1):

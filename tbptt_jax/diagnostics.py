@@ -12,7 +12,7 @@ import optax
 from tbptt_jax import per_loss
 from tbptt_jax.checks import check_batch
 from tbptt_jax.credit import Truncation
-from tbptt_jax.train import TrainState, gradient
+from tbptt_jax.train import TrainState, check_training, gradient
 from tbptt_jax.types import Batch, Params
 from tbptt_jax.window import Window
 from tbptt_jax.windows import batch_shape, step_weights, stream_carry
@@ -69,7 +69,9 @@ def credit_by_lag(state: TrainState, batch: Batch, max_lag: int) -> CreditByLag:
     """
     check_batch(batch)
     _, length = batch_shape(batch)
-    if not (isinstance(max_lag, int | np.integer) and 0 <= max_lag < length):
+    check_training(state, batch, Truncation(length, length))
+    is_number = isinstance(max_lag, int | np.integer) and not isinstance(max_lag, bool)
+    if not (is_number and 0 <= max_lag < length):
         raise ValueError(
             f"credit_by_lag: max_lag must be an integer from 0 to T - 1 = {length - 1}, got "
             f"{max_lag!r}"
@@ -154,7 +156,7 @@ def gradient_bias(
     Raises:
       TypeError, ValueError: as `gradient`; ValueError also where there is no plan.
     """
-    plans = [truncation] if isinstance(truncation, Truncation) else list(truncation)
+    plans = list(truncation) if isinstance(truncation, Sequence) else [truncation]
     if not plans:
         raise ValueError("gradient_bias: truncation must hold at least one plan, got none")
     check_batch(batch)
@@ -175,13 +177,21 @@ def compare_gradients(estimates: Sequence[Params], full: Params) -> dict[str, Bi
       As `gradient_bias`.
 
     Raises:
-      ValueError: there is no estimate, or one is not like `full`.
+      TypeError: estimates is not a sequence.
+      ValueError: there is no estimate, `full` holds no array, or an estimate is not like it.
 
     Example: an estimator that leaves out one parameter or the other, and doubles what is left.
       >>> estimates = [{"a": 2.0, "b": 0.0}, {"a": 0.0, "b": 2.0}]
       >>> compare_gradients(estimates, full={"a": 1.0, "b": 1.0})["all"]
       Bias(relative=0.0, cosine=1.0, norm_ratio=1.0, variance=1.0)
     """
+    if not isinstance(estimates, Sequence):
+        raise TypeError(
+            "compare_gradients: estimates must be a list of gradients, got "
+            f"{type(estimates).__name__}; one is given as [gradient]"
+        )
+    if not jax.tree.leaves(full):
+        raise ValueError("compare_gradients: full must hold at least one array, got none")
     if not estimates:
         raise ValueError("compare_gradients: estimates must hold at least one gradient, got none")
     for i, estimate in enumerate(estimates):

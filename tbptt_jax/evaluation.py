@@ -10,8 +10,9 @@ import numpy as np
 
 from tbptt_jax import windows
 from tbptt_jax.checks import check_batch, check_stream
-from tbptt_jax.train import TrainState
+from tbptt_jax.train import TrainState, check_state
 from tbptt_jax.types import Batch, LossFn
+from tbptt_jax.values import check_inputs, check_values
 from tbptt_jax.window import Window, forward, step_losses
 
 
@@ -28,7 +29,9 @@ def predict(state: TrainState, batch: Batch) -> Any:
     Raises:
       TypeError, ValueError: as `train_step`.
     """
+    check_state(state)
     check_batch(batch)
+    check_inputs(state.functions, state.params, batch)
     return _predict(state.functions, state.params, None, batch)[0]
 
 
@@ -52,7 +55,7 @@ def evaluate(
     Raises:
       TypeError, ValueError: as `train_step`; ValueError also when nothing has a weight.
     """
-    metrics = metrics or {}
+    metrics = {} if metrics is None else metrics
     sums = np.zeros(len(metrics) + 2)
     for part in totals(state, batches, metrics):
         sums += np.asarray(part)
@@ -72,7 +75,7 @@ def totals(
 ) -> Iterator[jax.Array]:
     """The sums that `evaluate` takes means of, one batch after the other.
 
-    It reads no values, so it can be traced: `jax.vmap` evaluates many parameters at once.
+    It reads no results, so it can be traced: `jax.vmap` evaluates many parameters at once.
 
     Args:
       state, batches, metrics: as in `evaluate`.
@@ -83,16 +86,45 @@ def totals(
     Raises:
       TypeError, ValueError: as `train_step`.
     """
+    check_state(state)
+    _check_metrics(metrics)
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            "evaluate: batches must be a Batch or an iterable of them, got "
+            f"{type(batches).__name__}"
+        )
     functions = (state.loss, *metrics.values())
     carry = None
     for batch in [batches] if isinstance(batches, Batch) else batches:
         check_batch(batch)
+        check_values(state.functions, state.params, state.loss, batch, metrics)
         if batch.reset is None:
             carry = None
         elif carry is not None:
-            check_stream(carry, windows.batch_shape(batch)[0])
+            check_stream(
+                carry, windows.batch_shape(batch)[0], "evaluate other streams by themselves"
+            )
         carry, part = _evaluate(state.functions, functions, state.params, carry, batch)
         yield part
+
+
+def _check_metrics(metrics: Mapping[str, LossFn]) -> None:
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            "evaluate: metrics must map names to functions (outputs, targets) -> [B, T], got "
+            f"{type(metrics).__name__}"
+        )
+    for name, metric in metrics.items():
+        if name in ("loss", "weight"):
+            raise ValueError(
+                f'evaluate: metrics must not be named "loss" or "weight", got {name!r}, which is '
+                "returned anyway"
+            )
+        if not callable(metric):
+            raise TypeError(
+                f"evaluate: metrics must be functions (outputs, targets) -> [B, T], got "
+                f"{type(metric).__name__} for {name!r}"
+            )
 
 
 @functools.partial(jax.jit, static_argnums=0)

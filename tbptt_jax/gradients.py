@@ -1,14 +1,17 @@
 """The truncated gradient of one window: one reverse pass, or a window for each loss."""
 
 import functools
+from typing import Any
 
 import jax
 
 from tbptt_jax import per_loss
+from tbptt_jax.arguments import check_count
 from tbptt_jax.types import Carry, LossFn, Model, Params
 from tbptt_jax.window import (
     Window,
     WindowValue,
+    check_window,
     forward,
     scored_sum,
     split_rng,
@@ -51,8 +54,10 @@ def window_value_and_grad(
       The `WindowValue` and the gradient, a pytree like `params`.
 
     Raises:
-      ValueError: the model or the loss returns arrays of another leading shape.
-      TypeError: the core changes the structure, shape or dtype of the carry.
+      ValueError: the model or the loss returns arrays of another leading shape; reach or block is
+        below 1, or a block is given without reach.
+      TypeError: the core changes the structure, shape or dtype of the carry; model, window, reach
+        or block is of a wrong kind.
 
     Example: two windows of a stream, by hand.
       >>> import jax, jax.numpy as jnp, optax
@@ -71,6 +76,7 @@ def window_value_and_grad(
       >>> float(value.weight)
       3.0
     """
+    _check(model, carry, window, reach, block)
     carry = jax.lax.stop_gradient(carry)
     steps = jax.tree.leaves(window.inputs)[0].shape[1]
     if reach is not None and reach < steps:
@@ -79,6 +85,44 @@ def window_value_and_grad(
         find = _reverse_pass  # no loss of the window reaches further
     (total, end, carries), grads = find(model, loss, params, carry, window, rng)
     return WindowValue(total, total_weight(window), end, carries), grads
+
+
+def _check(model: Any, carry: Carry, window: Window, reach: Any, block: Any) -> None:
+    caller = "window_value_and_grad"
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"{caller}: model must be a tbptt_jax.Model, got {type(model).__name__}; make it with "
+            "functional(module)"
+        )
+    for name, value in (("reach", reach), ("block", block)):
+        if value is not None:
+            check_count(caller, name, value)
+    if block is not None and reach is None:
+        raise ValueError(f"{caller}: block goes with reach, which is None; leave it out")
+    check_window(caller, window)
+    rows, steps = jax.tree.leaves(window.inputs)[0].shape[:2]
+    for leaf in jax.tree.leaves(carry):
+        if leaf.shape[:1] != (rows,):
+            raise ValueError(
+                f"{caller}: carry must lead with the {rows} rows of the window, got "
+                f"{list(leaf.shape)}"
+            )
+    count = jax.tree.leaves(window.targets)[0].shape[1]
+    if count > steps:
+        raise ValueError(
+            f"{caller}: window.targets must have at most the {steps} steps of its inputs, got "
+            f"{count}"
+        )
+    if isinstance(window.first, int) and not 0 <= window.first <= steps - count:
+        raise ValueError(
+            f"{caller}: window.first must be 0 to {steps - count}, so that each of {count} losses "
+            f"belongs to one of {steps} steps, got {window.first}"
+        )
+    if window.weights is not None and window.weights.shape != (rows, count):
+        raise ValueError(
+            f"{caller}: window.weights must have the shape of the losses, {[rows, count]}, got "
+            f"{list(window.weights.shape)}"
+        )
 
 
 def _reverse_pass(model, loss, params, carry, window, rng):

@@ -26,7 +26,7 @@ class SequenceModel(nnx.Module):
       readout: [B, T, features] to [B, T, ...], for example `nnx.Linear`; None: the core's outputs.
 
     Raises:
-      TypeError: the core has no step or no `initialize_carry`.
+      TypeError: the core has no step or no `initialize_carry`, or another part is no function.
 
     Example:
       >>> from flax import nnx
@@ -42,6 +42,12 @@ class SequenceModel(nnx.Module):
         readout: Callable[[Any], Any] | None = None,
     ):
         _check_core("SequenceModel: core", core)
+        for name, layer in (("encoder", encoder), ("readout", readout)):
+            if layer is not None and (not callable(layer) or isinstance(layer, type)):
+                raise TypeError(
+                    f"SequenceModel: {name} must be an nnx layer or a function, or None, got "
+                    f"{_what(layer)}"
+                )
         self.encoder = encoder
         self.core = core
         self.readout = readout
@@ -62,6 +68,10 @@ class Stack(nnx.Module):
     """
 
     def __init__(self, cells: Sequence[Any]):
+        if not isinstance(cells, Sequence):
+            raise TypeError(
+                f"Stack: cells must be a list of cells, got {_what(cells)}; write Stack([cell])"
+            )
         if not cells:
             raise ValueError("Stack: cells must hold at least one cell, got none")
         for i, cell in enumerate(cells):
@@ -102,11 +112,17 @@ def _unroll_cell(cell, carry, xs, mask, reset):
     return unroll(carry, xs, mask, reset)
 
 
+def _what(given: Any) -> str:
+    """A class is given where an instance of it was meant."""
+    return f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+
+
 def _check_core(name, core):
-    if not (callable(core) and hasattr(core, "initialize_carry")):
+    steps = callable(core) and hasattr(core, "initialize_carry")
+    if not steps or isinstance(core, type):
         raise TypeError(
             f"{name} must be a recurrent cell with (carry, x) -> (carry, y) and "
-            f"initialize_carry(input_shape, rngs), got {type(core).__name__}; use "
+            f"initialize_carry(input_shape, rngs), got {_what(core)}; use "
             "tbptt_jax.LSTM, a flax nnx cell or tbptt_jax.Stack"
         )
     if isinstance(core, nnx.Module) and any(
@@ -157,7 +173,7 @@ def split(module: SequenceModel) -> Parts:
     """Take a `SequenceModel` apart; see `functional`."""
     if not isinstance(module, SequenceModel):
         raise TypeError(
-            f"model must be a SequenceModel or a Model, got {type(module).__name__}; wrap the "
+            f"model must be a SequenceModel or a Model, got {_what(module)}; wrap the "
             "cell: SequenceModel(encoder, core, readout)"
         )
     module = nnx.clone(module)
@@ -173,14 +189,20 @@ def split(module: SequenceModel) -> Parts:
     module.eval()
     streams, structure = jax.tree.flatten(nnx.to_pure_dict(random))
     is_key = tuple(jnp.issubdtype(s.dtype, jax.dtypes.prng_key) for s in streams)
-    functions, to_module = _functions(graph, nnx.graphdef(module), structure, is_key)
+    functions, to_module = _functions(
+        graph, nnx.graphdef(module), structure, is_key, _vocabulary(module.encoder)
+    )
     params = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
     return Parts(functions, params, to_module, draws=bool(streams))
 
 
 @functools.cache
 def _functions(
-    train_graph: Any, eval_graph: Any, structure: Any, is_key: tuple[bool, ...]
+    train_graph: Any,
+    eval_graph: Any,
+    structure: Any,
+    is_key: tuple[bool, ...],
+    vocabulary: int | None,
 ) -> tuple[Model, Callable[[Params], SequenceModel]]:
     """The functions of a graph; cached, since compiled code is found by their identity."""
 
@@ -214,4 +236,14 @@ def _functions(
     def to_module(params):
         return merge(jax.tree.map(jnp.copy, params))
 
-    return Model(initialize_carry, encode, step, readout, unroll_core), to_module
+    functions = Model(initialize_carry, encode, step, readout, unroll_core, vocabulary)
+    return functions, to_module
+
+
+def _vocabulary(encoder: Any) -> int | None:
+    """The number of ids that an encoder embeds, if the inputs go into an embedding."""
+    if isinstance(encoder, nnx.Sequential):
+        encoder = next(iter(encoder.layers), None)
+    # A subclass with a call of its own may make ids of whatever it is given.
+    embeds = isinstance(encoder, nnx.Embed) and type(encoder).__call__ is nnx.Embed.__call__
+    return encoder.num_embeddings if embeds else None

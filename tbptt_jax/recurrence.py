@@ -80,14 +80,19 @@ def unroll(
     return carry, jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), ys), carries
 
 
-def _check_step(step, carry, xs):
-    """A carry that changes under the step would fail deep inside the scan: say it here."""
-    result = jax.eval_shape(step, carry, jax.tree.map(lambda x: x[0], xs))
+def check_pair(result: Any) -> None:
+    """Raise a TypeError if this is not what a step returns."""
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(
             f"core: a step must return the pair (carry, y), got {type(result).__name__}; "
             "return the new carry first, then the output"
         )
+
+
+def _check_step(step, carry, xs):
+    """A carry that changes under the step would fail deep inside the scan: say it here."""
+    result = jax.eval_shape(step, carry, jax.tree.map(lambda x: x[0], xs))
+    check_pair(result)
     before, after = jax.tree.structure(carry), jax.tree.structure(result[0])
     if before != after:
         raise TypeError(

@@ -3,17 +3,21 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.core import Tracer
 
 from tbptt_jax import windows
-from tbptt_jax.checks import check_batch, check_plan
-from tbptt_jax.credit import Truncation
+from tbptt_jax.checks import check_batch
+from tbptt_jax.credit import Truncation, check_plan
 from tbptt_jax.model import Parts, SequenceModel, split
 from tbptt_jax.types import Batch, Carry, LossFn, Metrics, Model, Params
+from tbptt_jax.values import check_scored, check_values
 from tbptt_jax.windows import Lookback, Memory
 
 
@@ -78,7 +82,8 @@ class TrainState:
           The state. It holds copies: nothing that is given here is donated by `train_step`.
 
         Raises:
-          TypeError: a wrong kind of model, optimizer or loss, or params missing or superfluous.
+          TypeError: a wrong kind of model, optimizer, loss or seed, or params missing,
+            superfluous or not floating point.
         """
         if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
             raise TypeError(
@@ -90,10 +95,14 @@ class TrainState:
                 "TrainState.create: loss must be a function (outputs, targets) -> losses [B, T], "
                 f"got {type(loss).__name__}"
             )
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+            raise TypeError(
+                f"TrainState.create: seed must be an integer, got {type(seed).__name__}"
+            )
         if isinstance(model, Model):
             if params is None:
                 raise TypeError("TrainState.create: params must be given with a Model, got None")
-            params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+            params = jax.tree.map_with_path(_parameter, params)
             parts = Parts(model, params, to_module=None, draws=True)
         else:
             if params is not None:
@@ -130,6 +139,41 @@ class TrainState:
         return self.to_module(self.params)
 
 
+def _parameter(path: Any, value: Any) -> jax.Array:
+    """A copy of a parameter, which must be floating point to have a gradient."""
+    if not jnp.issubdtype(getattr(value, "dtype", type(value)), np.inexact):
+        raise TypeError(
+            f"TrainState.create: params{jax.tree_util.keystr(path)} must be floating point, got "
+            f"{getattr(value, 'dtype', type(value).__name__)}; make what is not trained part of "
+            "the functions"
+        )
+    return jnp.array(value, copy=True)
+
+
+def check_state(state: TrainState) -> None:
+    """Raise a TypeError if this is no state, a ValueError if it was donated."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"state must be a tbptt_jax.TrainState, got {type(state).__name__}; make it with "
+            "TrainState.create, and go on with the first of the two that train_step returns"
+        )
+    step = state.step
+    if isinstance(step, jax.Array) and not isinstance(step, Tracer) and step.is_deleted():
+        raise ValueError(
+            "state was given to train_step before, which donates it; go on with the state that it "
+            "returned: state, metrics = train_step(state, batch, truncation)"
+        )
+
+
+def check_training(state: TrainState, batch: Batch, truncation: Truncation) -> None:
+    """Raise if these cannot be trained with; called by what users call, at whom warnings point."""
+    check_state(state)
+    check_plan(truncation)
+    check_batch(batch)
+    check_values(state.functions, state.params, state.loss, batch)
+    check_scored(batch, truncation, stacklevel=4)
+
+
 def train_step(
     state: TrainState, batch: Batch, truncation: Truncation
 ) -> tuple[TrainState, Metrics]:
@@ -160,10 +204,14 @@ def train_step(
       The new state, and one entry of `Metrics` per update.
 
     Raises:
-      TypeError, ValueError: an argument of a wrong kind, or arrays that do not belong together.
+      TypeError, ValueError: an argument of a wrong kind, arrays that do not belong together, or,
+        where they can be read at no cost, values that are wrong (see `values`): NaN, ids outside
+        the vocabulary, labels that are no class, whole sequences of which no step is scored.
+
+    Warns:
+      UserWarning: no step of a stream's batch is scored.
     """
-    check_plan(truncation)
-    check_batch(batch)
+    check_training(state, batch, truncation)
     if batch.reset is None:
         # Dropped before the call, so that neither its presence nor its size compiles anew.
         memory = None
@@ -206,8 +254,8 @@ def gradient(state: TrainState, batch: Batch, truncation: Truncation) -> Params:
     """The truncated gradient of a batch at fixed parameters.
 
     The sum over all updates' parts sum_{t,s} W[t, s] d l_t / d theta_s, with the parameters of
-    `state` at every step, divided by the total weight of the scored losses; zero where nothing is
-    scored. The state is not changed.
+    `state` at every step, divided by the total weight of the scored losses; zero where nothing of a
+    stream's batch is scored. The state is not changed.
 
     Args:
       state, batch, truncation: as in `train_step`; dropout is off.
@@ -218,8 +266,7 @@ def gradient(state: TrainState, batch: Batch, truncation: Truncation) -> Params:
     Raises:
       As `train_step`.
     """
-    check_plan(truncation)
-    check_batch(batch)
+    check_training(state, batch, truncation)
     memory = None
     if batch.reset is not None:
         memory, batch = _continue(state, batch, truncation)

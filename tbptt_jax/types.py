@@ -74,6 +74,8 @@ class Model(NamedTuple):
       readout: `(params, ys, rng) -> outputs`; all steps at once, as `encode`.
       unroll: optional, `(params, carry, xs, mask, reset) -> (carry, ys, carries)`; a faster way to
         the numbers that scanning `step` gives (see `recurrence.unroll`).
+      vocabulary: optional; the inputs are ids from 0 to below this, and others are refused where
+        they can be read (see `values`). JAX itself would fill in NaN or take another id.
     """
 
     initialize_carry: Callable[[Params, tuple[int, ...]], Carry]
@@ -81,6 +83,7 @@ class Model(NamedTuple):
     step: Callable[[Params, Carry, Any], tuple[Carry, Any]]
     readout: Callable[[Params, Any, jax.Array | None], Any]
     unroll: Callable[..., tuple[Carry, Any, Carry]] | None = None
+    vocabulary: int | None = None
 
 
 Anchor: TypeAlias = Literal["update", "loss"]

@@ -66,10 +66,36 @@ def forward(
       step [K, B, ...].
 
     Raises:
-      ValueError: the encoder's outputs or the initial carry do not lead with [B, K] and [B].
-      TypeError: the core changes the structure, shape or dtype of the carry.
+      ValueError: the encoder's outputs or the initial carry do not lead with [B, K] and [B], or
+        mask or reset are not [B, K].
+      TypeError: window is no `Window`, its mask or reset are not boolean, or the core changes the
+        structure, shape or dtype of the carry.
     """
+    check_window("forward", window)
     return run(model, params, *begin(model, params, carry, window, rng), window)
+
+
+def check_window(caller: str, window: Window) -> None:
+    """Raise unless this is a window whose marks are boolean and belong to its steps.
+
+    Raises:
+      TypeError: it is none, or mask or reset are not boolean.
+      ValueError: mask or reset are of another shape than [B, K].
+    """
+    if not isinstance(window, Window):
+        raise TypeError(
+            f"{caller}: window must be a tbptt_jax.Window, got {type(window).__name__}; write "
+            "Window(inputs, targets)"
+        )
+    shape = jax.tree.leaves(window.inputs)[0].shape[:2]
+    for name in ("mask", "reset"):
+        array = getattr(window, name)
+        if array is not None and (array.dtype != bool or array.shape != shape):
+            error = TypeError if array.dtype != bool else ValueError
+            raise error(
+                f"{caller}: window.{name} must be bool{list(shape)}, got "
+                f"{array.dtype}{list(array.shape)}"
+            )
 
 
 def begin(
@@ -108,17 +134,27 @@ def run(
 def encode(model: Model, params: Params, inputs: Any, rng: jax.Array | None) -> Any:
     """The encoder's outputs [B, K, ...], checked."""
     xs = model.encode(params, inputs, rng)
+    check_encoded(xs, inputs)
+    return xs
+
+
+def check_encoded(xs: Any, inputs: Any) -> None:
+    """Raise a ValueError if encoded inputs do not lead with [B, K] as the inputs do."""
     leading = jax.tree.leaves(inputs)[0].shape[:2]
     _check_leading("encode", "one vector for every step", xs, leading)
-    return xs
 
 
 def initial_carry(model: Model, params: Params, step_shape: Any) -> Carry:
     """The carry that a sequence begins with; `step_shape` is that of one encoded step, (B, ...)."""
     carry = model.initialize_carry(params, step_shape)
+    check_initial(carry, step_shape)
+    return carry
+
+
+def check_initial(carry: Carry, step_shape: Any) -> None:
+    """Raise a ValueError if an initial carry does not lead with [B] as the steps do."""
     leading = (jax.tree.leaves(step_shape)[0],)
     _check_leading("initialize_carry", "one carry for every example", carry, leading)
-    return carry
 
 
 def scored_sum(
@@ -142,18 +178,29 @@ def step_losses(loss: LossFn, outputs: Any, targets: Any, weights: Array | None)
     """weight * loss at every step, [B, N]; a target of weight 0 is not looked at."""
     if weights is not None:
         targets = recurrence.select(weights != 0, targets, jax.tree.map(jnp.zeros_like, targets))
+    check_outputs(outputs, targets)
     batch, steps = jax.tree.leaves(targets)[0].shape[:2]
-    _check_leading("readout", "one output for every step", outputs, (batch, steps))
     losses = loss(outputs, targets)
-    if jnp.shape(losses) != (batch, steps):
-        raise ValueError(
-            f"loss must return one number for every step, shape {[batch, steps]}, got "
-            f"{list(jnp.shape(losses))}; reduce the other axes, for instance "
-            "lambda y, t: optax.squared_error(y, t).mean(-1)"
-        )
+    check_losses("loss", losses, (batch, steps))
     # Sums over many steps lose too much in 16 bits.
     losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
     return losses if weights is None else jnp.where(weights != 0, losses * weights, 0)
+
+
+def check_outputs(outputs: Any, like: Any) -> None:
+    """Raise a ValueError if a model's outputs do not lead with [B, N] as these arrays do."""
+    leading = jax.tree.leaves(like)[0].shape[:2]
+    _check_leading("readout", "one output for every step", outputs, leading)
+
+
+def check_losses(name: str, losses: Any, leading: tuple[int, ...]) -> None:
+    """Raise a ValueError if what a loss or a metric returns is not [B, N]."""
+    if jnp.shape(losses) != leading:
+        raise ValueError(
+            f"{name} must return one number for every step, shape {list(leading)}, got "
+            f"{list(jnp.shape(losses))}; reduce the other axes, for instance "
+            "lambda y, t: optax.squared_error(y, t).mean(-1)"
+        )
 
 
 def split_rng(rng: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:

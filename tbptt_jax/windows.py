@@ -100,7 +100,11 @@ def stream_carry(
         carry = jax.tree.map(jnp.copy, start_carry(model, params, batch.inputs))
         # Whatever the first reset says, no step comes before.
         batch = batch._replace(reset=jnp.asarray(batch.reset).at[:, 0].set(True))
-    check_stream(carry, batch_shape(batch)[0])
+    check_stream(
+        carry,
+        batch_shape(batch)[0],
+        "begin new streams with dataclasses.replace(state, carry=None, lookback=None)",
+    )
     return carry, batch
 
 

@@ -87,7 +87,10 @@ def randomize(state: tbptt.TrainState, seed: int = 1) -> tbptt.TrainState:
 def make_batch(
     length: int, marks: str = "", loss: str = "xent", rows: int = 2, seed: int = 0
 ) -> tbptt.Batch:
-    """Random data. `marks` holds m for a mask, r for resets, w for weights."""
+    """Random data. `marks` holds m for a mask, r for resets, w for weights.
+
+    The last step of the first row always counts: what no plan scores a step of is refused.
+    """
     rng = np.random.default_rng(seed)
     shape = rows, length
     inputs = rng.normal(size=(*shape, FEATURES))
@@ -95,10 +98,15 @@ def make_batch(
     if loss == "mse":
         targets = rng.normal(size=(*shape, CLASSES))
     weights = rng.choice([0.0, 0.5, 1.0, 2.0], shape, p=[0.4, 0.2, 0.2, 0.2])
+    mask = rng.random(shape) > 0.3 if "m" in marks else None
+    if mask is not None:
+        mask[0, -1] = True
+    if not weights[0, -1]:
+        weights[0, -1] = 1.5
     return tbptt.Batch(
         inputs=inputs,
         targets=targets,
-        mask=rng.random(shape) > 0.3 if "m" in marks else None,
+        mask=mask,
         reset=rng.random(shape) < 0.2 if "r" in marks else None,
         weights=weights if "w" in marks else None,
     )

@@ -124,7 +124,7 @@ def test_the_anchors_agree_at_k1_1_and_differ_above():
 
 
 def test_credit_matrix_of_no_steps_is_refused():
-    with pytest.raises(ValueError, match="credit_matrix: length must be at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="credit_matrix: length must be at least 1, got 0"):
         tbptt.credit_matrix(tbptt.Truncation(2, 2), length=0)
 
 

@@ -61,8 +61,9 @@ def test_credit_by_lag_of_a_stream_goes_on_from_its_carry():
 
 
 def test_nothing_scored_has_no_credit():
-    batch = make_batch(4)._replace(weights=np.zeros((2, 4)))
-    credit = tbptt.credit_by_lag(make_state("rnn"), batch, max_lag=3)
+    batch = make_batch(4, "r")._replace(weights=np.zeros((2, 4)))
+    with pytest.warns(UserWarning, match="no step is scored"):
+        credit = tbptt.credit_by_lag(make_state("rnn"), batch, max_lag=3)
     np.testing.assert_array_equal(credit, np.zeros((2, 4)))
 
 

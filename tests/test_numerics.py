@@ -34,18 +34,19 @@ def ids(plan):
     return f"{plan.k1}-{plan.k2}-{plan.anchor}"
 
 
-class Fragile(nnx.Linear):
-    """NaN for an input beyond what it can do."""
+class Fragile(nnx.Module):
+    """A linear layer; NaN for an input beyond what it can do."""
 
-    def __call__(self, inputs, out_sharding=None):
-        return super().__call__(inputs, out_sharding) * jnp.where(
-            inputs[..., :1] == BEYOND, jnp.nan, 1.0
-        )
+    def __init__(self):
+        self.linear = nnx.Linear(FEATURES, ENCODED, rngs=nnx.Rngs(0), **F64)
+
+    def __call__(self, inputs):
+        return self.linear(inputs) * jnp.where(inputs[..., :1] == BEYOND, jnp.nan, 1.0)
 
 
 def make(core="lstm"):
     model = make_model(core)
-    model.encoder = Fragile(FEATURES, ENCODED, rngs=nnx.Rngs(0), **F64)
+    model.encoder = Fragile()
     return randomize(tbptt.TrainState.create(model, optax.adam(0.1), LOSSES["mse"]))
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from tbptt_jax.data.sequences import check_shapes, check_size, pad, whole_sequences
+from tbptt_jax.arguments import check_count
+from tbptt_jax.data.sequences import array_of, check_shapes, pad, whole_sequences
 from tbptt_jax.types import Batch
 
 
@@ -26,6 +27,7 @@ def lanes(batch: Batch, *, steps: int) -> list[Batch]:
       the first batch is True, and no other.
 
     Raises:
+      TypeError: batch is none, steps is not an integer, or mask or reset are not boolean.
       ValueError: steps is below 1, or an array does not lead with the inputs' [N, T].
 
     Example:
@@ -59,7 +61,8 @@ def naive_split(batch: Batch, *, steps: int) -> Batch:
       sequence's first piece. It has a mask if the batch has one or anything is padded.
 
     Raises:
-      ValueError: as in `lanes`, or steps come before the first reset of a row.
+      TypeError, ValueError: as in `lanes`; ValueError also where steps come before the first
+        reset of a row.
 
     Example:
       >>> split = naive_split(Batch(np.zeros((2, 5)), np.zeros((2, 5))), steps=3)
@@ -105,6 +108,7 @@ def batchify(
       Batches [B, T, ...] as of `lanes`, ceil(ceil(steps of the stream / B) / T) of them.
 
     Raises:
+      TypeError: a size is not an integer, reset is not bool [N], or an array holds no numbers.
       ValueError: a size is below 1, targets or reset are of another length than inputs, or there
         are fewer steps than lanes.
 
@@ -117,15 +121,24 @@ def batchify(
       array([[3, 4, 0],
              [8, 9, 0]])
     """
-    check_size("batchify", "batch_size", batch_size)
-    stream = np.asarray(inputs)
-    fields = {"targets": targets, "reset": reset}
-    fields = {name: np.asarray(x) for name, x in fields.items() if x is not None}
+    for name, size in (("batch_size", batch_size), ("steps", steps)):
+        check_count("batchify", name, size)
+    given = {"inputs": inputs, "targets": targets, "reset": reset}
+    fields = {n: array_of("batchify", n, x) for n, x in given.items() if x is not None}
     for name, x in fields.items():
-        if len(x) != len(stream):
+        if x.ndim == 0:
+            raise ValueError(f"batchify: {name} must have the shape [N, ...], got []")
+        if len(x) != len(fields["inputs"]):
             raise ValueError(
-                f"batchify: {name} must have as many steps as inputs, {len(stream)}, got {len(x)}"
+                f"batchify: {name} must have as many steps as inputs, {len(fields['inputs'])}, got "
+                f"{len(x)}"
             )
+    if reset is not None and (fields["reset"].dtype != bool or fields["reset"].ndim != 1):
+        raise TypeError(
+            "batchify: reset must be bool [N], True at the first step of each document, got "
+            f"{fields['reset'].dtype}{list(fields['reset'].shape)}"
+        )
+    stream = fields.pop("inputs")
     if targets is None:
         fields = {name: x[:-1] for name, x in fields.items()} | {"targets": stream[1:]}
         stream = stream[:-1]
@@ -145,7 +158,7 @@ def batchify(
 
 def _divisible(caller: str, batch: Batch, steps: int) -> Batch:
     """The batch with a reset, padded at the end to a multiple of `steps`, all of it NumPy."""
-    check_size(caller, "steps", steps)
+    check_count(caller, "steps", steps)
     rows, length = check_shapes(caller, batch)
     missing = -length % steps
     mask, reset = batch.mask, batch.reset

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import numpy as np
 
+from tbptt_jax.arguments import check_choice, check_count
 from tbptt_jax.types import Batch
 
 Align: TypeAlias = Literal["start", "end"]
@@ -18,7 +19,7 @@ def pad(
     """Lay ragged sequences side by side.
 
     Args:
-      sequences: arrays [steps, ...] of one dtype, each at most `length` steps.
+      sequences: arrays [steps, ...], each at most `length` steps.
       length: T, the steps of the result.
       align: "end" puts the padding first, so that the last steps of all sequences meet in the last
         window; "start" puts it last.
@@ -27,24 +28,27 @@ def pad(
       The sequences [B, T, ...], zero where padded, and the mask, bool [B, T].
 
     Raises:
-      ValueError: a sequence is empty or longer than `length`, or there is none.
+      TypeError: sequences hold no numbers, or length is not an integer.
+      ValueError: a sequence is empty or longer than `length`, there is none, their features differ
+        in shape, or align is neither of the two.
 
     Example:
       >>> pad([np.array([1, 2]), np.array([3])], length=3)[0]
       array([[0, 1, 2],
              [0, 0, 3]])
     """
-    if len(sequences) == 0:
-        raise ValueError("pad: sequences must hold at least one sequence, got none")
+    check_count("pad", "length", length)
+    check_choice("pad", "align", align, "start", "end")
+    sequences = _sequences("pad", "sequences", sequences)
     shape = len(sequences), length
     padded = np.zeros(shape + sequences[0].shape[1:], sequences[0].dtype)
     mask = np.zeros(shape, bool)
     for i, sequence in enumerate(sequences):
         steps = len(sequence)
-        if not 1 <= steps <= length:
+        if steps > length:
             raise ValueError(
-                f"pad: sequences must have 1 to length={length} steps, got {steps} in number {i}; "
-                "cut, drop or lengthen it beforehand"
+                f"pad: sequences must have at most length={length} steps, got {steps} in number "
+                f"{i}; cut or drop it beforehand"
             )
         where = slice(length - steps, length) if align == "end" else slice(0, steps)
         padded[i, where] = sequence
@@ -68,7 +72,7 @@ def bucketed_batches(
     batch. The last batch is filled up with rows whose mask is False throughout.
 
     Args:
-      sequences: N arrays [steps, ...] of one dtype.
+      sequences: N arrays [steps, ...].
       labels: integers [N].
       batch_size: rows of every batch.
       multiple: the padded lengths are multiples of this.
@@ -82,19 +86,31 @@ def bucketed_batches(
       weights float32 [B, T] of 0 and 1, and reset None.
 
     Raises:
+      TypeError: labels or a size are not integers, rng is no Generator, or sequences hold no
+        numbers.
       ValueError: sequences and labels differ in number, a size is below 1, or a sequence is empty.
     """
-    labels = np.asarray(labels, np.int32)
-    if len(sequences) != len(labels) or len(labels) == 0:
-        raise ValueError(
-            f"bucketed_batches: labels must be one for each of at least one sequence, got "
-            f"{len(labels)} labels for {len(sequences)} sequences"
-        )
     for name, size in (("batch_size", batch_size), ("multiple", multiple)):
-        if size < 1:
-            raise ValueError(f"bucketed_batches: {name} must be at least 1, got {size}")
-    if loss_every is not None and loss_every < 1:
-        raise ValueError(f"bucketed_batches: loss_every must be at least 1, got {loss_every}")
+        check_count("bucketed_batches", name, size)
+    if loss_every is not None:
+        check_count("bucketed_batches", "loss_every", loss_every)
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"bucketed_batches: rng must be an np.random.Generator, got {type(rng).__name__}; use "
+            "np.random.default_rng(seed)"
+        )
+    sequences = _sequences("bucketed_batches", "sequences", sequences)
+    labels = np.asarray(labels)
+    if labels.shape != (len(sequences),):
+        raise ValueError(
+            "bucketed_batches: labels must be one for each of the sequences, shape "
+            f"{[len(sequences)]}, got {list(labels.shape)}"
+        )
+    if labels.dtype.kind not in "biu":
+        raise TypeError(
+            f"bucketed_batches: labels must be integers, got {labels.dtype}; number the classes"
+        )
+    labels = labels.astype(np.int32)
     lengths = np.array([len(s) for s in sequences])
     padded_lengths = -(-lengths // multiple) * multiple
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
@@ -137,15 +153,17 @@ def whole_sequences(
       The batch, [N, T, ...]; mask is None if nothing is padded, reset and weights are None.
 
     Raises:
+      TypeError: sequences hold no numbers, or multiple is not an integer.
       ValueError: there is no sequence, one is empty, features differ in shape, targets differ from
-        inputs in number or length, or multiple is below 1.
+        inputs in number or length, multiple is below 1, or align is neither of the two.
 
     Example:
       >>> whole_sequences([np.array([1, 2, 3]), np.array([4])], [7, 8])
       Batch(inputs=array([[1, 2, 3], [0, 0, 4]]), targets=array([[7, 7, 7], [0, 0, 8]]),
             mask=array([[ True,  True,  True], [False, False,  True]]), reset=None, weights=None)
     """
-    check_size("whole_sequences", "multiple", multiple)
+    check_count("whole_sequences", "multiple", multiple)
+    check_choice("whole_sequences", "align", align, "start", "end")
     inputs, targets = _per_step("whole_sequences", inputs, targets)
     length = -(-max(len(x) for x in inputs) // multiple) * multiple
     padded, mask = pad(inputs, length, align)
@@ -179,6 +197,7 @@ def sentence_windows(
       and weights are None.
 
     Raises:
+      TypeError: as in `whole_sequences`, also if ends are not boolean.
       ValueError: as in `whole_sequences`, also if ends differ from inputs or steps is below 1.
 
     Example:
@@ -186,9 +205,10 @@ def sentence_windows(
       >>> sentence_windows([tokens], [tokens], [tokens == stop], steps=3).inputs
       array([[5, 6, 9, 0, 7, 9]])
     """
-    check_size("sentence_windows", "steps", steps)
+    check_count("sentence_windows", "steps", steps)
+    check_choice("sentence_windows", "align", align, "start", "end")
     inputs, targets = _per_step("sentence_windows", inputs, targets)
-    marks = [np.asarray(e, bool) for e in ends]
+    marks = marks_of("sentence_windows", "ends", ends)
     if [m.shape for m in marks] != [x.shape[:1] for x in inputs]:
         raise ValueError(
             "sentence_windows: ends must hold a bool [steps] for each of the inputs, got shapes "
@@ -226,7 +246,8 @@ def mark_losses(batch: Batch, *, every: int | None = None) -> Batch:
       The batch with weights float32 [B, T] of 0 and 1.
 
     Raises:
-      ValueError: every is below 1.
+      TypeError: batch is none, its mask is not boolean, or every is not an integer.
+      ValueError: every is below 1, or an array does not lead with the inputs' [B, T].
 
     Example:
       >>> batch = whole_sequences([np.arange(5), np.arange(3)], [0, 1], align="start")
@@ -238,7 +259,7 @@ def mark_losses(batch: Batch, *, every: int | None = None) -> Batch:
     mask = np.ones((rows, length), bool) if batch.mask is None else np.asarray(batch.mask)
     weights = np.zeros((rows, length), np.float32)
     if every is not None:
-        check_size("mark_losses", "every", every)
+        check_count("mark_losses", "every", every)
         weights[:, every - 1 :: every] = 1
     weights[np.arange(rows), length - 1 - mask[:, ::-1].argmax(axis=1)] = 1
     return batch._replace(weights=weights * mask)
@@ -248,23 +269,17 @@ def _per_step(
     caller: str, inputs: Sequences, targets: Sequences
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Inputs and targets as arrays [steps, ...], labels of whole sequences repeated."""
-    xs, ys = [np.asarray(x) for x in inputs], [np.asarray(y) for y in targets]
-    if len(xs) != len(ys) or not xs:
+    xs, ys = _sequences(caller, "inputs", inputs), _arrays(caller, "targets", targets)
+    if len(xs) != len(ys):
         raise ValueError(
-            f"{caller}: targets must be one for each of at least one sequence, got {len(ys)} for "
-            f"{len(xs)} inputs"
+            f"{caller}: targets must be one for each of the inputs, got {len(ys)} for {len(xs)} "
+            "inputs"
         )
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        if x.ndim == 0 or len(x) == 0:
+        if y.shape[1:] != ys[0].shape[1:]:
             raise ValueError(
-                f"{caller}: inputs must be sequences [steps, ...] of at least one step, got shape "
-                f"{list(x.shape)} in number {i}; a single sequence is given as [sequence]"
-            )
-        if x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:]:
-            raise ValueError(
-                f"{caller}: inputs, and targets, must have features of one shape, got "
-                f"{list(x.shape[1:])} and {list(y.shape[1:])} in number {i} but "
-                f"{list(xs[0].shape[1:])} and {list(ys[0].shape[1:])} in number 0"
+                f"{caller}: targets must have features of one shape, got {list(y.shape[1:])} in "
+                f"number {i} but {list(ys[0].shape[1:])} in number 0"
             )
         if y.ndim and len(y) != len(x):
             raise ValueError(
@@ -272,7 +287,64 @@ def _per_step(
                 f"number {i}, or be one number, got shape {list(y.shape)}"
             )
     ys = [y if y.ndim else np.repeat(y, len(x)) for x, y in zip(xs, ys, strict=True)]
-    return _of_one_dtype(xs), _of_one_dtype(ys)
+    return xs, _of_one_dtype(ys)
+
+
+def _sequences(caller: str, name: str, given: Any) -> list[np.ndarray]:
+    """At least one array [steps, ...], all of one dtype and with features of one shape."""
+    arrays = _arrays(caller, name, given)
+    if not arrays:
+        raise ValueError(f"{caller}: {name} must hold at least one sequence, got none")
+    for i, array in enumerate(arrays):
+        if array.ndim == 0 or len(array) == 0:
+            raise ValueError(
+                f"{caller}: {name} must be sequences [steps, ...] of at least one step, got shape "
+                f"{list(array.shape)} in number {i}; a single sequence is given as [sequence]"
+            )
+        if array.shape[1:] != arrays[0].shape[1:]:
+            raise ValueError(
+                f"{caller}: {name} must have features of one shape, got {list(array.shape[1:])} in "
+                f"number {i} but {list(arrays[0].shape[1:])} in number 0"
+            )
+    return _of_one_dtype(arrays)
+
+
+def _arrays(caller: str, name: str, given: Any) -> list[np.ndarray]:
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise TypeError(f"{caller}: {name} must hold arrays, got {type(given).__name__}")
+    return [array_of(caller, f"{name}[{i}]", one) for i, one in enumerate(given)]
+
+
+def array_of(caller: str, name: str, given: Any) -> np.ndarray:
+    """An array of numbers.
+
+    Raises:
+      TypeError: it holds something else.
+      ValueError: it is lists of different lengths.
+    """
+    try:
+        array = np.asarray(given)
+    except ValueError as error:
+        raise ValueError(
+            f"{caller}: {name} must be an array, got lists of different lengths"
+        ) from error
+    if array.dtype.kind in "OSUMm":
+        raise TypeError(
+            f"{caller}: {name} must hold numbers, got {array.dtype}; give each symbol a number"
+        )
+    return array
+
+
+def marks_of(caller: str, name: str, given: Any) -> list[np.ndarray]:
+    """Boolean arrays; numbers might be the places of the marks, and would pass for all True."""
+    marks = _arrays(caller, name, given)
+    for i, mark in enumerate(marks):
+        if mark.dtype != bool:
+            raise TypeError(
+                f"{caller}: {name} must be boolean, True at each mark, got {mark.dtype} in number "
+                f"{i}"
+            )
+    return marks
 
 
 def _of_one_dtype(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -281,14 +353,16 @@ def _of_one_dtype(arrays: list[np.ndarray]) -> list[np.ndarray]:
     return [x.astype(dtype, copy=False) for x in arrays]
 
 
-def check_size(caller: str, name: str, size: int) -> None:
-    """Raise a ValueError unless a size is at least 1."""
-    if size < 1:
-        raise ValueError(f"{caller}: {name} must be at least 1, got {size}")
-
-
 def check_shapes(caller: str, batch: Batch) -> tuple[int, int]:
     """[B, T] of a batch, all of whose arrays lead with it."""
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"{caller}: batch must be a Batch, got {type(batch).__name__}; write "
+            "Batch(inputs, targets)"
+        )
+    for name in ("inputs", "targets"):
+        if not jax.tree.leaves(getattr(batch, name)):
+            raise TypeError(f"{caller}: {name} must be an array [B, T, ...], got none")
     rows, length, *_ = (*np.shape(jax.tree.leaves(batch.inputs)[0]), 0, 0)
     for name, field in batch._asdict().items():
         for leaf in jax.tree.leaves(field):
@@ -298,6 +372,10 @@ def check_shapes(caller: str, batch: Batch) -> tuple[int, int]:
                     f"{caller}: {name} must be an array [B, T, ...] with the B and T of the "
                     f"inputs, at least 1 each, got shape {list(shape)} where the inputs have "
                     f"B={rows}, T={length}"
+                )
+            if name in ("mask", "reset") and leaf.dtype != bool:
+                raise TypeError(
+                    f"{caller}: {name} must be boolean, got {leaf.dtype}; use {name}.astype(bool)"
                 )
     return rows, length
 

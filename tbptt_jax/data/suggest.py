@@ -10,6 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tbptt_jax.arguments import check_choice, check_count
+from tbptt_jax.data.sequences import marks_of
+
 # A chance hit at one lag after the true order is common, at two in a row it is not; and a zero
 # coefficient in between should not end the search.
 GAP = 2
@@ -79,6 +82,7 @@ def suggest_steps(
 
     Raises:
       ModuleNotFoundError: statsmodels is not installed.
+      TypeError: series are no real numbers, or max_lag is not an integer.
       ValueError: series is not [T] finite numbers that vary, an argument is out of range, or rule
         is "period" and there is no such peak.
 
@@ -95,16 +99,20 @@ def suggest_steps(
             "suggest_steps: statsmodels is needed for the ACF and PACF and is not installed; run "
             "pip install statsmodels"
         ) from error
-    series = np.asarray(series, float)
+    series = np.asarray(series)
+    if series.dtype.kind not in "biuf":
+        raise TypeError(f"suggest_steps: series must be real numbers [T], got {series.dtype}")
+    series = series.astype(float)
     if series.ndim != 1 or not np.isfinite(series).all() or len(np.unique(series)) < 2:
         raise ValueError(
             "suggest_steps: series must be [T], finite numbers that are not all equal, got shape "
             f"{list(series.shape)}; fill gaps, and give one channel of one sequence at a time"
         )
-    if rule not in ("order", "period"):
-        raise ValueError(f'suggest_steps: rule must be "order" or "period", got {rule!r}')
-    if not 0 < alpha < 1:
-        raise ValueError(f"suggest_steps: alpha must be between 0 and 1, got {alpha}")
+    check_choice("suggest_steps", "rule", rule, "order", "period")
+    if max_lag is not None:
+        check_count("suggest_steps", "max_lag", max_lag)
+    if not (isinstance(alpha, float) and 0 < alpha < 1):
+        raise ValueError(f"suggest_steps: alpha must be between 0 and 1, got {alpha!r}")
     last = min(len(series) // 4, MAX_LAG) if max_lag is None else max_lag
     if not 1 <= last <= len(series) // 2:
         raise ValueError(
@@ -178,13 +186,14 @@ def sentence_steps(ends: Sequence[Any] | np.ndarray) -> int:
       The number of steps.
 
     Raises:
+      TypeError: ends are not boolean.
       ValueError: there is no text, or an empty one.
 
     Example:
       >>> sentence_steps([np.array([False, True, False, False, True]), np.array([True])])
       2
     """
-    marks = [np.asarray(e, bool) for e in ends]
+    marks = marks_of("sentence_steps", "ends", ends)
     if not marks or any(m.ndim != 1 or len(m) == 0 for m in marks):
         raise ValueError(
             "sentence_steps: ends must hold a bool [steps] of at least one step for each of at "
@@ -210,6 +219,7 @@ def candidate_steps(
       with the least padding first, shorter ones before longer ones.
 
     Raises:
+      TypeError: one of them is not an integer.
       ValueError: length, minimum or count is below 1, or maximum is not minimum to `length`.
 
     Example:
@@ -218,9 +228,10 @@ def candidate_steps(
        Candidate(steps=17, pieces=3, padded=1), Candidate(steps=13, pieces=4, padded=2)]
     """
     for name, size in (("length", length), ("minimum", minimum), ("count", count)):
-        if size is not None and size < 1:
-            raise ValueError(f"candidate_steps: {name} must be at least 1, got {size}")
+        if size is not None or name != "count":
+            check_count("candidate_steps", name, size)
     maximum = length if maximum is None else maximum
+    check_count("candidate_steps", "maximum", maximum)
     if not minimum <= maximum <= length:
         raise ValueError(
             f"candidate_steps: maximum must be minimum={minimum} to length={length}, got {maximum}"
