@@ -208,7 +208,8 @@ def main(argv: list[str]) -> None:
     if flags.FLAGS.run is None:
         run = RunFolder.create(config, NAME)
         _, parts, trained = training.run_training(config, run)
-        state, vocabulary = trained.state, reviews.Vocabulary.load(run.path / "vocabulary.json")
+        state = trained.state
+        vocabulary = common.load(reviews.Vocabulary.load, run.path / "vocabulary.json")
     else:
         looked_at = RunFolder.open(flags.FLAGS.run, "sentiment")
         own, vocabulary, state = training.load_run(looked_at)
