@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 import tbptt_jax as tbptt
 from tbptt_jax import data, record
+from tbptt_jax.window import forward, scored_sum
 from tests.networks import (
     LOSSES,
     as_numpy,
@@ -102,20 +103,18 @@ def defined(plan, lengths, batch):
     k2=st.sampled_from([1, 2, 4]),
     anchor=anchors,
     lengths=st.sampled_from([(7,), (4, 3)]),
-    mask=flags(7),
-    reset=flags(7),
-    weights=hnp.arrays(np.float64, (ROWS, 7), elements=st.sampled_from([0.0, 0.5, 1.0, 2.0])),
+    seed=st.integers(0, 999),
 )
 @properties(max_examples=30)
-def test_what_is_trained_with_is_the_definition(k1, k2, anchor, lengths, mask, reset, weights):
-    plan = tbptt.Truncation(k1, k2, anchor)
+def test_what_is_trained_with_is_the_definition(k1, k2, anchor, lengths, seed):
+    plan, rng = tbptt.Truncation(k1, k2, anchor), np.random.default_rng(seed)
     batch = as_stream(
         tbptt.Batch(
             inputs=np.arange(ROWS * 7).reshape(ROWS, 7),
             targets=np.broadcast_to(2.0 ** np.arange(1, 8), (ROWS, 7)),
-            mask=mask,
-            reset=reset,
-            weights=weights,
+            mask=rng.random((ROWS, 7)) > 0.2,
+            reset=rng.random((ROWS, 7)) < 0.2,
+            weights=rng.choice([0.0, 0.5, 1.0, 2.0], (ROWS, 7)),
         )
     )
     params = np.linspace(-1, 1, ROWS * 7)
@@ -155,13 +154,13 @@ def weights_of(batch):
 
 
 @given(
-    core=st.sampled_from(["rnn", "lstm", "gru"]),
+    core=st.sampled_from(["rnn", "lstm"]),
     beyond=st.sampled_from([0, 4]),
     anchor=anchors,
     marks=marks,
     seed=st.integers(0, 9),
 )
-@properties(max_examples=6)
+@properties(max_examples=5)
 def test_credit_over_the_whole_sequence_is_full_bptt(core, beyond, anchor, marks, seed):
     batch = make_batch(5, marks, seed=seed)
     graph, _, rest = nnx.split(make_model(core), nnx.Param, ...)
@@ -209,13 +208,13 @@ def test_padding_at_the_end_changes_nothing(plan, stream, mask, garbage):
     marks=st.sampled_from(["", "mrw"]),
     seed=st.integers(0, 9),
 )
-@properties(max_examples=8)
+@properties(max_examples=5)
 def test_the_order_of_the_rows_is_that_of_the_carries_and_of_nothing_else(plan, order, marks, seed):
     plan, results = tbptt.Truncation(*plan), []
     pieces = [make_batch(5, marks, rows=4, seed=seed + i) for i in range(2)]
     pieces = [p if marks else p._replace(reset=np.zeros((4, 5), bool)) for p in pieces]
     for rows in (list(range(4)), order):
-        state, metrics = make_state("lstm"), None
+        state, metrics = make_state("rnn"), None
         for piece in pieces:
             piece = jax.tree.map(lambda x, rows=rows: x[rows], piece)
             state, metrics = tbptt.train_step(state, piece, plan)
@@ -226,17 +225,17 @@ def test_the_order_of_the_rows_is_that_of_the_carries_and_of_nothing_else(plan, 
 
 
 @given(
-    k2=st.sampled_from([1, 2, 5]),
+    k2=st.sampled_from([2, 5]),
     anchor=anchors,
     windows=st.sampled_from([(1, 1, 2), (2, 2), (3, 1), (1, 3)]),
-    marks=marks,
+    marks=st.sampled_from(["mw", "mrw"]),
     seed=st.integers(0, 9),
 )
 @properties(max_examples=5)
 def test_a_stream_may_be_cut_anywhere_between_updates(k2, anchor, windows, marks, seed):
     plan, whole = tbptt.Truncation(2, k2, anchor), as_stream(make_batch(8, marks, seed=seed))
-    expected, expected_metrics = tbptt.train_step(make_state("lstm"), whole, plan)
-    state, start, metrics = make_state("lstm"), 0, []
+    expected, expected_metrics = tbptt.train_step(make_state("rnn"), whole, plan)
+    state, start, metrics = make_state("rnn"), 0, []
     for count in windows:
         state, m = tbptt.train_step(state, cut(whole, start, start + 2 * count), plan)
         start += 2 * count
@@ -250,16 +249,26 @@ def test_a_stream_may_be_cut_anywhere_between_updates(k2, anchor, windows, marks
 # -------------------------------------------------- where no gradient goes, and no update
 
 
+@functools.partial(jax.jit, static_argnames="functions")
+def gradient_of_inputs(functions, params, carry, window):
+    """By one reverse pass, which for the fused cells is written by hand."""
+
+    def loss(inputs):
+        given = window._replace(inputs=inputs)
+        _, ys, _ = forward(functions, params, carry, given)
+        return scored_sum(functions, LOSSES["xent"], params, ys, given, None)
+
+    return jax.grad(loss)(window.inputs)
+
+
 @functools.partial(jax.jit, static_argnames=("functions", "reach"))
-def gradients_of_inputs_and_carry(functions, params, carry, window, reach):
+def gradients_through_a_window(functions, params, carry, window, reach):
+    """Of the loss that a window tells, with respect to its inputs and its carry."""
+
     def loss(inputs, carry):
+        given = window._replace(inputs=inputs)
         value, _ = tbptt.window_value_and_grad(
-            functions,
-            LOSSES["xent"],
-            params,
-            carry,
-            window._replace(inputs=inputs),
-            reach=reach,
+            functions, LOSSES["xent"], params, carry, given, reach=reach
         )
         return value.loss
 
@@ -294,9 +303,7 @@ def test_no_gradient_of_an_input_crosses_a_reset_or_comes_from_a_masked_step(cor
     mask, reset = mask | (steps == 5), reset | (steps == at)
     reset[:, -1] &= at[:, 0] == 5
     batch = make_batch(6)._replace(mask=mask, reset=reset, weights=np.where(steps >= at, 1.0, 0.0))
-    grads, _ = gradients_of_inputs_and_carry(
-        state.functions, state.params, some_carry(core), window_of(batch), None
-    )
+    grads = gradient_of_inputs(state.functions, state.params, some_carry(core), window_of(batch))
     felt = np.abs(grads).sum(-1)
     assert not felt[(steps < at) | ~mask].any()
     assert (felt[:, -1] > 0).all()
@@ -307,7 +314,7 @@ def test_no_gradient_of_an_input_crosses_a_reset_or_comes_from_a_masked_step(cor
 def test_the_carry_before_a_window_is_a_constant(core, reach):
     """Also where someone differentiates through a window, as in meta-learning."""
     state, batch = make_state(core), make_batch(4)
-    inputs, carry = gradients_of_inputs_and_carry(
+    inputs, carry = gradients_through_a_window(
         state.functions, state.params, some_carry(core), window_of(batch), reach
     )
     assert np.abs(inputs).min() > 0
