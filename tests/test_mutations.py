@@ -1,6 +1,6 @@
 """The faults of `tests.mutations` are up to date, and the tests notice them.
 
-All of them, `python -m tests.mutations`, take minutes; here it is one of each part of the core.
+All of them, `python -m tests.mutations`, take minutes; the slow test here takes one of each file.
 """
 
 import pytest

@@ -105,7 +105,7 @@ def defined(plan, lengths, batch):
     lengths=st.sampled_from([(7,), (4, 3)]),
     seed=st.integers(0, 999),
 )
-@properties(max_examples=30)
+@properties(max_examples=22)
 def test_what_is_trained_with_is_the_definition(k1, k2, anchor, lengths, seed):
     plan, rng = tbptt.Truncation(k1, k2, anchor), np.random.default_rng(seed)
     batch = as_stream(
@@ -179,7 +179,7 @@ def test_credit_over_the_whole_sequence_is_full_bptt(core, beyond, anchor, marks
     mask=flags(6),
     garbage=st.sampled_from([np.nan, 1e9]),
 )
-@properties(max_examples=10)
+@properties(max_examples=7)
 def test_padding_at_the_end_changes_nothing(plan, stream, mask, garbage):
     """An update falls on the last step with and without it: after that there is only padding."""
     plan, batch = tbptt.Truncation(*plan), make_batch(6, "w", "mse")._replace(mask=mask)
