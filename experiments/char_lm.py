@@ -251,7 +251,7 @@ def run_sampling(
 ) -> None:
     """New text by a finished run."""
     run = RunFolder.open(output_dir, NAME)
-    config = Config(**run.read_json("config.json"))
+    config = run.read_config(Config)
     text = book.Text(run.read_json("characters.json"), {})
     state = driver.make_state(make_task(config, text), Recipe(1, 1.0, 0.0))
     state = dataclasses.replace(state, params=run.load_params(state.params))

@@ -218,7 +218,8 @@ def main(argv: list[str]) -> None:
     if config.run is None:
         run = RunFolder.create(config, NAME)
         _, parts, trained = training.run_training(config, run)
-        state, vocabulary = trained.state, reviews.Vocabulary.load(run.path / "vocabulary.json")
+        state = trained.state
+        vocabulary = common.load(reviews.Vocabulary.load, run.path / "vocabulary.json")
     else:
         own, vocabulary, state = training.load_run(RunFolder.open(config.run, "sentiment"))
         if not config.resume:

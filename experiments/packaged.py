@@ -37,15 +37,18 @@ class PackagedFile(NamedTuple):
         """
         install = f'pip install "{self.requirement}"'
         spec = importlib.util.find_spec(self.module)
-        if spec is None or spec.submodule_search_locations is None:
+        if spec is None or not spec.submodule_search_locations:
             raise DataError(f"{self.what} are not installed; {install}{self.otherwise}")
         path = pathlib.Path(spec.submodule_search_locations[0]) / self.path
         package = self.requirement.split("==")[0]
-        if not path.exists():
+        if not path.is_file():
             raise DataError(
                 f"the package {package} holds no {self.path}; {install} --force-reinstall"
             )
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror})") from error
         found = hashlib.sha256(content).hexdigest()
         if found != self.sha256:
             raise DataError(

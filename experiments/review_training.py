@@ -37,8 +37,8 @@ def load_data(config: Config) -> tuple[dict[Part, Texts], reviews.Vocabulary]:
 
 def load_run(run: RunFolder) -> tuple[Config, reviews.Vocabulary, tbptt.TrainState]:
     """What a finished run was, and its network."""
-    config = Config(**run.read_json("config.json"))
-    vocabulary = reviews.Vocabulary.load(run.path / "vocabulary.json")
+    config = run.read_config(Config)
+    vocabulary = common.load(reviews.Vocabulary.load, run.path / "vocabulary.json")
     state = untrained(config, len(vocabulary))
     return config, vocabulary, dataclasses.replace(state, params=run.load_params(state.params))
 

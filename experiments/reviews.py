@@ -70,27 +70,61 @@ def _packaged() -> list[list[str]]:
     """The unique texts of the package, negative ones first."""
     content = FILE.read()
     csv.field_size_limit(sys.maxsize)
-    rows = csv.DictReader(content.decode("utf-8").splitlines(keepends=True))
-    imdb = dict.fromkeys((r["text"], int(r["label"])) for r in rows if r["source"] == "imdb")
-    return [[text for text, label in imdb if label == wanted] for wanted in (0, 1)]
+    try:
+        rows = csv.DictReader(content.decode("utf-8").splitlines(keepends=True), strict=True)
+        imdb = dict.fromkeys((r["text"], r["label"]) for r in rows if r["source"] == "imdb")
+    except (UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise DataError(
+            f"{FILE.path} must be a CSV in UTF-8 with the columns text, label and source, got "
+            f"{error!r}"
+        ) from error
+    odd = {label for _, label in imdb} - {"0", "1"}
+    if odd:
+        raise DataError(f"{FILE.path} must have the labels 0 and 1, got {sorted(map(str, odd))}")
+    return [[text for text, label in imdb if label == wanted] for wanted in ("0", "1")]
 
 
 def _folder(part: pathlib.Path) -> list[list[str]]:
     """The texts of aclImdb/train or /test, negative ones first, in the order of their ids."""
     by_label = []
     for label in ("neg", "pos"):
-        paths = sorted((part / label).glob("*_*.txt"), key=lambda p: int(p.stem.split("_")[0]))
-        if not paths:
+        paths = list((part / label).glob("*_*.txt"))
+        if len(paths) < 2:
             raise DataError(
-                f"--data_dir: expected reviews like 0_9.txt in {part / label}, found none; give "
-                "the aclImdb folder, which holds train/pos, train/neg, test/pos and test/neg"
+                f"--data_dir: expected reviews like 0_9.txt in {part / label}, found "
+                f"{len(paths)}; give the aclImdb folder, which holds train/pos, train/neg, "
+                "test/pos and test/neg"
             )
-        by_label.append([path.read_text(encoding="utf-8") for path in paths])
+        by_label.append([_text(path) for path in sorted(paths, key=_id)])
     return by_label
+
+
+def _id(path: pathlib.Path) -> int:
+    number = path.stem.split("_")[0]
+    if not number.isdecimal():
+        raise DataError(
+            f"--data_dir: expected reviews like 0_9.txt, an id and a rating, got {path}; rename or "
+            "remove it"
+        )
+    return int(number)
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"--data_dir: expected a text in UTF-8 in {path}, got {error}; download it again"
+        ) from error
 
 
 def _hold_out(by_label: list[list[str]], share: float) -> tuple[list[list[str]], list[list[str]]]:
     """Split off the last share of each label."""
+    if min(map(len, by_label)) < 2:
+        raise DataError(
+            "the reviews must be at least two of each label to train and to judge by, got "
+            f"{len(by_label[0])} negative and {len(by_label[1])} positive ones"
+        )
     cuts = [int(len(texts) * (1 - share)) for texts in by_label]
     pairs = list(zip(by_label, cuts, strict=True))
     return [texts[:cut] for texts, cut in pairs], [texts[cut:] for texts, cut in pairs]
@@ -140,5 +174,15 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Vocabulary":
-        """Read what `save` wrote."""
-        return cls(json.loads(path.read_text(encoding="utf-8")))
+        """Read what `save` wrote.
+
+        Raises:
+          DataError: it is something else.
+        """
+        try:
+            words = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} cannot be read as JSON ({error}); train again") from error
+        if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+            raise DataError(f"{path} must hold a list of words, got something else; train again")
+        return cls(words)

@@ -6,13 +6,14 @@ Only JSON and plain arrays: reading a folder, a stranger's too, never executes a
 import dataclasses
 import datetime
 import json
+import math
 import os
 import pathlib
 import re
 import signal
 import sys
+import types
 import typing
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -50,8 +51,7 @@ def configure(kind: type[C], name: str, fast: Mapping[str, Any] | None = None) -
     free = {field.name for field in dataclasses.fields(RunOptions)}
     if not (isinstance(content, dict) and content.keys() | free == fields):
         common.stop(f"--output_dir: {run.path} holds a run of something else; give another folder")
-    # A tuple comes back as a list.
-    begun = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    begun = run.checked(kind, content)
     given = {name: getattr(asked, name) for name in common.given_flags(kind)}
     differing = [
         f"--{name}={value}, and {run.path} was begun with {begun[name]}"
@@ -166,8 +166,30 @@ class RunFolder:
         """Read a JSON file."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             common.stop(f"--output_dir: {self.path / name} cannot be read as JSON ({error})")
+
+    def read_config(self, kind: type[C]) -> C:
+        """The configuration that the run was begun with."""
+        return kind(**self.checked(kind, self.read_json(CONFIG)))
+
+    def checked(self, kind: type[C], content: Any) -> dict[str, Any]:
+        """The values of a configuration that was read; one that cannot be ends the program."""
+        path, fields = self.path / CONFIG, {f.name: f for f in dataclasses.fields(kind)}
+        if not (isinstance(content, dict) and content.keys() <= fields.keys()):
+            common.stop(
+                f"--output_dir: {path} must hold the flags of the experiment, got something else; "
+                "give the folder of one of its runs"
+            )
+        # A tuple comes back as a list.
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        for name, value in values.items():
+            if not _is_of(value, fields[name].type, fields[name].metadata):
+                common.stop(
+                    f"--output_dir: {path} has {name} = {value!r}, which --{name} does not take; "
+                    "give the folder of another run"
+                )
+        return values
 
     def keep(self, history: list[dict[str, Any]], params: Any | None) -> None:
         """Write a row for each epoch, and the parameters if they are given."""
@@ -186,9 +208,10 @@ class RunFolder:
         """Load parameters into the structure of `like`."""
         path = self.path / PARAMS
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, since NumPy leaves open what turns out to be no archive.
+            with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
                 arrays = dict(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # whatever NumPy and zipfile make of a damaged file
             common.stop(f"{path} cannot be read as arrays ({error}); train again")
 
         def load(path_in_tree, leaf):
@@ -197,9 +220,34 @@ class RunFolder:
                 common.stop(
                     f"{path} does not fit {CONFIG}: {key} should have shape {list(leaf.shape)}"
                 )
+            if not (arrays[key].dtype.kind == "f" and np.isfinite(arrays[key]).all()):
+                common.stop(
+                    f"{path} must hold finite numbers, {key} has something else; train again"
+                )
             return jax.numpy.asarray(arrays[key], leaf.dtype)
 
         return jax.tree.map_with_path(load, like)
+
+
+def _is_of(value: Any, kind: Any, bounds: Mapping[str, Any]) -> bool:
+    """Whether a value from JSON is one that a flag of this type and these bounds gives."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(value, one, bounds) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        of = typing.get_args(kind)[0]
+        return isinstance(value, tuple) and all(_is_of(v, of, bounds) for v in value)
+    if kind not in (int, float):
+        return type(value) is kind
+    least, above, below = (bounds[name] for name in ("least", "above", "below"))
+    return (
+        type(value) in (int, kind)
+        and abs(value) < math.inf
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
 
 
 def slug(name: str) -> str:
@@ -215,19 +263,25 @@ class Journal:
 
     def read(self) -> list[dict[str, Any]]:
         """The lines; a last one that an interruption tore is cut off."""
-        content = self.path.read_bytes() if self.path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(self.path, len(whole))
+        try:
+            content = self.path.read_bytes() if self.path.exists() else b""
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole != content:
+                os.truncate(self.path, len(whole))
+        except OSError as error:
+            common.stop(f"--output_dir: {self.path} cannot be read ({error.strerror})")
         rows = []
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
                 common.stop(
                     f"--output_dir: expected JSON in every line of {self.path}, got something else "
                     f"in line {number}; remove that line, and what it held is done again"
                 )
+            rows.append(row)
         return rows
 
     def add(self, rows: list[dict[str, Any]]) -> None:

@@ -59,9 +59,12 @@ def parse(content: bytes) -> str:
     """The text out of the module that holds it: what stands in its first triple quotes.
 
     Raises:
-      DataError: there is none.
+      DataError: there is none, or it is not UTF-8.
     """
-    parts = content.decode("utf-8", errors="replace").split('"""')
+    try:
+        parts = content.decode("utf-8").split('"""')
+    except UnicodeDecodeError as error:
+        raise DataError(f"the book must be a module in UTF-8, got {error}") from error
     if len(parts) < 3 or not parts[1].strip():
         raise DataError("the book must be a module that holds its text in triple quotes, got none")
     return parts[1].strip()
@@ -121,9 +124,12 @@ def read(characters: int | None = None) -> Text:
     """The book, or its first so many characters.
 
     Raises:
-      DataError: it is not installed.
+      DataError: it is not installed, or too short to give every lane a step.
     """
-    return split(parse(FILE.read())[:characters])
+    text, least = parse(FILE.read())[:characters], 20 * (LANES + 2)
+    if len(text) < least:
+        raise DataError(f"the book must have at least {least} characters, got {len(text)}")
+    return split(text)
 
 
 def load(fast: bool) -> Task:

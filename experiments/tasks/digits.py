@@ -6,6 +6,7 @@ digits. The last tenth of each digit is for test, the tenth before it for valida
 
 import functools
 import gzip
+import zlib
 
 import numpy as np
 import optax
@@ -31,18 +32,24 @@ def parse(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Images, float32 [N, 28, 28] from 0 to 1, and their digits, int32 [N].
 
     Raises:
-      DataError: it is no gzipped CSV with 784 pixels and a digit in each row.
+      DataError: it is no gzipped CSV with 784 pixels from 0 to 255 and a digit in each row.
     """
     try:
         text = gzip.decompress(content).decode("ascii")
         rows = np.array([line.split(",") for line in text.splitlines()], np.int32)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"the digits are not a gzipped table of whole numbers: {error}") from error
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+        raise DataError(
+            f"the digits are not a gzipped table of whole numbers: {str(error)[:200]}"
+        ) from error
     if rows.shape[1:] != (SIDE**2 + 1,) or not (rows[:, -1].min() >= 0 and rows[:, -1].max() <= 9):
         raise DataError(
             f"the digits must be rows of {SIDE**2} pixels and a digit, got an array {rows.shape}"
         )
     pixels, digits = rows[:, :-1], rows[:, -1]
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise DataError(
+            f"the digits must have pixels from 0 to 255, got {pixels.min()} to {pixels.max()}"
+        )
     return pixels.reshape(-1, SIDE, SIDE).astype(np.float32) / 255, digits
 
 

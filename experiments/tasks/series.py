@@ -8,6 +8,7 @@ lanes side by side; validation and test go on from what comes before them, which
 import functools
 import gzip
 import re
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,12 +41,18 @@ def parse_demand(content: bytes) -> np.ndarray:
     """Megawatts, float32 [T]: the numbers of the one array in the module that holds them.
 
     Raises:
-      DataError: there is no such array.
+      DataError: there is no such array, or something else than numbers in it.
     """
     found = re.search(rb"np\.array\(\[([\d,.\s]+)\]\)", content)
     if found is None:
         raise DataError("the demand must stand in one np.array([...]), got none")
-    return np.array([float(x) for x in found[1].split(b",") if x.strip()], np.float32)
+    try:
+        numbers = np.array([float(x) for x in found[1].split(b",") if x.strip()])
+    except ValueError as error:
+        raise DataError(
+            f"the demand must be numbers with commas between them: {str(error)[:200]}"
+        ) from error
+    return _checked("demand", numbers)
 
 
 def parse_sunspots(content: bytes) -> np.ndarray:
@@ -55,12 +62,25 @@ def parse_sunspots(content: bytes) -> np.ndarray:
       DataError: it is no gzipped text of numbers.
     """
     try:
-        numbers = np.array(gzip.decompress(content).split(), np.float32)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"the sunspots are not a gzipped text of numbers: {error}") from error
+        numbers = np.array(gzip.decompress(content).split(), np.float64)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(
+            f"the sunspots are not a gzipped text of numbers: {str(error)[:200]}"
+        ) from error
+    return _checked("sunspots", numbers)
+
+
+def _checked(what: str, numbers: np.ndarray) -> np.ndarray:
+    """The numbers as float32; there is one, and none is below 0, as with counts and power."""
     if not len(numbers):
-        raise DataError("the sunspots must be at least one number, got none")
-    return numbers
+        raise DataError(f"the {what} must be at least one number, got none")
+    wrong = np.flatnonzero(~((numbers >= 0) & (numbers <= np.finfo(np.float32).max)))
+    if len(wrong):
+        raise DataError(
+            f"the {what} must be finite numbers of at least 0, got {numbers[wrong[0]]} in place "
+            f"{wrong[0] + 1} of {len(numbers)}"
+        )
+    return numbers.astype(np.float32)
 
 
 class Series(NamedTuple):
@@ -87,7 +107,13 @@ def demand() -> Series:
     values, week = parse_demand(DEMAND.read()), 336
     train = 8 * week
     return Series(
-        "demand", "half-hour", 48, _standardised(values, train), train, 10 * week, lanes=4
+        "demand",
+        "half-hour",
+        48,
+        _standardised("demand", values, train, 10 * week),
+        train,
+        10 * week,
+        lanes=4,
     )
 
 
@@ -96,11 +122,24 @@ def sunspots() -> Series:
     values, year = np.sqrt(parse_sunspots(SUNSPOTS.read())), 12
     train = 165 * year
     return Series(
-        "sunspots", "month", 132, _standardised(values, train), train, 200 * year, lanes=3
+        "sunspots",
+        "month",
+        132,
+        _standardised("sunspots", values, train, 200 * year),
+        train,
+        200 * year,
+        lanes=3,
     )
 
 
-def _standardised(values: np.ndarray, train: int) -> np.ndarray:
+def _standardised(what: str, values: np.ndarray, train: int, valid: int) -> np.ndarray:
+    if len(values) <= valid:
+        raise DataError(
+            f"the {what} must be more than {valid} numbers, so that some are left for test, got "
+            f"{len(values)}"
+        )
+    if values[:train].min() == values[:train].max():
+        raise DataError(f"the {what} must vary, got {values[0]} throughout the part for training")
     return (values - values[:train].mean()) / values[:train].std()
 
 
