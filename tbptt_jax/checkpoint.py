@@ -139,6 +139,8 @@ class Checkpoints:
         """
         _check_tree("tree", tree)
         self.wait()
+        for half in self.folder.glob("*.orbax-checkpoint-tmp"):  # of a write that failed
+            shutil.rmtree(half, ignore_errors=True)
         arrays, described = {}, {}
         for i, (path, leaf) in enumerate(jax.tree.leaves_with_path(tree)):
             arrays[str(i)], about = take(leaf)
@@ -296,15 +298,13 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Turn what Orbax raises for a failed write into one OSError, and remove what it left."""
+        """Turn what Orbax raises for a failed write into one OSError."""
         try:
             yield
         except Exception as error:
             number, self._writing = self._writing, None
             with contextlib.suppress(Exception):  # else Orbax may raise it again, at a restore
                 self._manager.wait_until_finished()
-            for part in self.folder.glob(f"{number}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(part, ignore_errors=True)
             raise OSError(
                 errno.EIO,
                 f"checkpoint {number} could not be written: {_first_line(error)}. "
