@@ -289,7 +289,8 @@ class Checkpoints:
     def _set_aside(self) -> Iterator[int]:
         """The numbers that damaged checkpoints had."""
         for path in self.folder.glob(f"{DAMAGED}*"):
-            yield int(path.name.removeprefix(DAMAGED))
+            if (number := path.name.removeprefix(DAMAGED)).isdecimal():
+                yield int(number)
 
     def _fallback(self) -> str:
         """What there is if the newest could not be written."""
