@@ -286,5 +286,11 @@ class Journal:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Append lines, in one go."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            common.stop(
+                f"{self.path} cannot be written ({error.strerror}); make room or give write "
+                "permission, and go on with --resume"
+            )
