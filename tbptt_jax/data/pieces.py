@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from tbptt_jax.arguments import check_count
-from tbptt_jax.data.sequences import array_of, check_shapes, pad, whole_sequences
+from tbptt_jax.data.given import array_of, check_shapes
+from tbptt_jax.data.sequences import pad, whole_sequences
 from tbptt_jax.types import Batch
 
 

@@ -1,16 +1,15 @@
 """Whole sequences side by side: padded, by length, at sentences, and where losses count."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import jax
 import numpy as np
 
 from tbptt_jax.arguments import check_choice, check_count
+from tbptt_jax.data.given import Sequences, check_shapes, marks_of, per_step, sequences_of, some
 from tbptt_jax.types import Batch
 
 Align: TypeAlias = Literal["start", "end"]
-Sequences: TypeAlias = Sequence[Any] | np.ndarray
 
 
 def pad(
@@ -39,7 +38,7 @@ def pad(
     """
     check_count("pad", "length", length)
     check_choice("pad", "align", align, "start", "end")
-    sequences = _sequences("pad", "sequences", sequences)
+    sequences = sequences_of("pad", "sequences", sequences)
     shape = len(sequences), length
     padded = np.zeros(shape + sequences[0].shape[1:], sequences[0].dtype)
     mask = np.zeros(shape, bool)
@@ -99,7 +98,7 @@ def bucketed_batches(
             f"bucketed_batches: rng must be an np.random.Generator, got {type(rng).__name__}; use "
             "np.random.default_rng(seed)"
         )
-    sequences = _sequences("bucketed_batches", "sequences", sequences)
+    sequences = sequences_of("bucketed_batches", "sequences", sequences)
     labels = np.asarray(labels)
     if labels.shape != (len(sequences),):
         raise ValueError(
@@ -164,7 +163,7 @@ def whole_sequences(
     """
     check_count("whole_sequences", "multiple", multiple)
     check_choice("whole_sequences", "align", align, "start", "end")
-    inputs, targets = _per_step("whole_sequences", inputs, targets)
+    inputs, targets = per_step("whole_sequences", inputs, targets)
     length = -(-max(len(x) for x in inputs) // multiple) * multiple
     padded, mask = pad(inputs, length, align)
     return Batch(padded, pad(targets, length, align)[0], mask=None if mask.all() else mask)
@@ -207,12 +206,12 @@ def sentence_windows(
     """
     check_count("sentence_windows", "steps", steps)
     check_choice("sentence_windows", "align", align, "start", "end")
-    inputs, targets = _per_step("sentence_windows", inputs, targets)
+    inputs, targets = per_step("sentence_windows", inputs, targets)
     marks = marks_of("sentence_windows", "ends", ends)
     if [m.shape for m in marks] != [x.shape[:1] for x in inputs]:
         raise ValueError(
             "sentence_windows: ends must hold a bool [steps] for each of the inputs, got shapes "
-            f"{_some([list(m.shape) for m in marks])} for steps {_some([len(x) for x in inputs])}"
+            f"{some([list(m.shape) for m in marks])} for steps {some([len(x) for x in inputs])}"
         )
     slots, lengths = [], []
     for mark in marks:
@@ -263,123 +262,3 @@ def mark_losses(batch: Batch, *, every: int | None = None) -> Batch:
         weights[:, every - 1 :: every] = 1
     weights[np.arange(rows), length - 1 - mask[:, ::-1].argmax(axis=1)] = 1
     return batch._replace(weights=weights * mask)
-
-
-def _per_step(
-    caller: str, inputs: Sequences, targets: Sequences
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Inputs and targets as arrays [steps, ...], labels of whole sequences repeated."""
-    xs, ys = _sequences(caller, "inputs", inputs), _arrays(caller, "targets", targets)
-    if len(xs) != len(ys):
-        raise ValueError(
-            f"{caller}: targets must be one for each of the inputs, got {len(ys)} for {len(xs)} "
-            "inputs"
-        )
-    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        if y.shape[1:] != ys[0].shape[1:]:
-            raise ValueError(
-                f"{caller}: targets must have features of one shape, got {list(y.shape[1:])} in "
-                f"number {i} but {list(ys[0].shape[1:])} in number 0"
-            )
-        if y.ndim and len(y) != len(x):
-            raise ValueError(
-                f"{caller}: targets must have a step for each step of the inputs, {len(x)} in "
-                f"number {i}, or be one number, got shape {list(y.shape)}"
-            )
-    ys = [y if y.ndim else np.repeat(y, len(x)) for x, y in zip(xs, ys, strict=True)]
-    return xs, _of_one_dtype(ys)
-
-
-def _sequences(caller: str, name: str, given: Any) -> list[np.ndarray]:
-    """At least one array [steps, ...], all of one dtype and with features of one shape."""
-    arrays = _arrays(caller, name, given)
-    if not arrays:
-        raise ValueError(f"{caller}: {name} must hold at least one sequence, got none")
-    for i, array in enumerate(arrays):
-        if array.ndim == 0 or len(array) == 0:
-            raise ValueError(
-                f"{caller}: {name} must be sequences [steps, ...] of at least one step, got shape "
-                f"{list(array.shape)} in number {i}; a single sequence is given as [sequence]"
-            )
-        if array.shape[1:] != arrays[0].shape[1:]:
-            raise ValueError(
-                f"{caller}: {name} must have features of one shape, got {list(array.shape[1:])} in "
-                f"number {i} but {list(arrays[0].shape[1:])} in number 0"
-            )
-    return _of_one_dtype(arrays)
-
-
-def _arrays(caller: str, name: str, given: Any) -> list[np.ndarray]:
-    if isinstance(given, str) or not hasattr(given, "__iter__"):
-        raise TypeError(f"{caller}: {name} must hold arrays, got {type(given).__name__}")
-    return [array_of(caller, f"{name}[{i}]", one) for i, one in enumerate(given)]
-
-
-def array_of(caller: str, name: str, given: Any) -> np.ndarray:
-    """An array of numbers.
-
-    Raises:
-      TypeError: it holds something else.
-      ValueError: it is lists of different lengths.
-    """
-    try:
-        array = np.asarray(given)
-    except ValueError as error:
-        raise ValueError(
-            f"{caller}: {name} must be an array, got lists of different lengths"
-        ) from error
-    if array.dtype.kind in "OSUMm":
-        raise TypeError(
-            f"{caller}: {name} must hold numbers, got {array.dtype}; give each symbol a number"
-        )
-    return array
-
-
-def marks_of(caller: str, name: str, given: Any) -> list[np.ndarray]:
-    """Boolean arrays; numbers might be the places of the marks, and would pass for all True."""
-    marks = _arrays(caller, name, given)
-    for i, mark in enumerate(marks):
-        if mark.dtype != bool:
-            raise TypeError(
-                f"{caller}: {name} must be boolean, True at each mark, got {mark.dtype} in number "
-                f"{i}"
-            )
-    return marks
-
-
-def _of_one_dtype(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Numbers in lists may be whole in one and not in the next, which the first must not round."""
-    dtype = np.result_type(*{x.dtype for x in arrays})
-    return [x.astype(dtype, copy=False) for x in arrays]
-
-
-def check_shapes(caller: str, batch: Batch) -> tuple[int, int]:
-    """[B, T] of a batch, all of whose arrays lead with it."""
-    if not isinstance(batch, Batch):
-        raise TypeError(
-            f"{caller}: batch must be a Batch, got {type(batch).__name__}; write "
-            "Batch(inputs, targets)"
-        )
-    for name in ("inputs", "targets"):
-        if not jax.tree.leaves(getattr(batch, name)):
-            raise TypeError(f"{caller}: {name} must be an array [B, T, ...], got none")
-    rows, length, *_ = (*np.shape(jax.tree.leaves(batch.inputs)[0]), 0, 0)
-    for name, field in batch._asdict().items():
-        for leaf in jax.tree.leaves(field):
-            shape = np.shape(leaf)
-            if len(shape) < 2 or shape[:2] != (rows, length) or 0 in shape[:2]:
-                raise ValueError(
-                    f"{caller}: {name} must be an array [B, T, ...] with the B and T of the "
-                    f"inputs, at least 1 each, got shape {list(shape)} where the inputs have "
-                    f"B={rows}, T={length}"
-                )
-            if name in ("mask", "reset") and leaf.dtype != bool:
-                raise TypeError(
-                    f"{caller}: {name} must be boolean, got {leaf.dtype}; use {name}.astype(bool)"
-                )
-    return rows, length
-
-
-def _some(items: list) -> str:
-    """The first few, so that an error stays readable."""
-    return str(items[:5])[:-1] + (", ...]" if len(items) > 5 else "]")

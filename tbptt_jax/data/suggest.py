@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tbptt_jax.arguments import check_choice, check_count
-from tbptt_jax.data.sequences import marks_of
+from tbptt_jax.data.given import marks_of
 
 # A chance hit at one lag after the true order is common, at two in a row it is not; and a zero
 # coefficient in between should not end the search.
