@@ -44,9 +44,9 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints of one training; the newest that is whole is the one that is restored.
 
-    Two are kept. One that turns out to be damaged is reported, renamed to damaged-NUMBER and never
-    written to again, and the one before it is restored. The folder belongs to one training at a
-    time.
+    Two are kept, and a third while it is written. One that turns out to be damaged is reported,
+    renamed to damaged-NUMBER and never written to again, and the one before it is restored. The
+    folder belongs to one training at a time.
 
     Args:
       folder: made if it is missing.
@@ -107,7 +107,8 @@ class Checkpoints:
         self._config = as_json("config", dict(config or {}))
         self.folder.mkdir(parents=True, exist_ok=True)
         _quiet_orbax()
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True)
+        # Orbax keeps all: it would remove an old one before it knows that the new one is whole.
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._writing: int | None = None
 
@@ -188,6 +189,8 @@ class Checkpoints:
         with self._told():
             self._manager.wait_until_finished()
         self._writing = None
+        for number in self.numbers()[:-KEPT]:
+            self._manager.delete(number)
 
     def close(self) -> None:
         """Wait, and free what Orbax holds.

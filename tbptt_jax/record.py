@@ -1,5 +1,6 @@
 """What stands beside the arrays of a checkpoint: what they are, of what training, and digests."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of the libraries whose change may change bits, and the kind of device."""
     names = ("jax", "jaxlib", "flax", "optax", "numpy")

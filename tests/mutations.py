@@ -198,14 +198,14 @@ FAULTS = (
         "tbptt_jax/windows.py",
         "finite, learn, mend, learner, value.carry, keep(value.carries, leave)",
         "jnp.bool(True), learn, mend, learner, value.carry, keep(value.carries, leave)",
-        _in("properties", "a_window_that_is_not_finite_changes_nothing"),
+        _in("numerics", "a_window_whose_loss_is_not_finite_changes_nothing[lstm-2-2-update]"),
     ),
     Fault(
         "lost row does not begin anew",
         "tbptt_jax/windows.py",
         "return learner, *(_begin_anew_where_lost(c, initial) for c in carries)",
         "return learner, *carries",
-        _in("properties", "a_window_that_is_not_finite_changes_nothing"),
+        _in("numerics", "a_row_whose_carry_is_lost_begins_anew[lstm-2-2-update]"),
     ),
     # Dropout.
     Fault(
