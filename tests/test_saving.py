@@ -1,6 +1,7 @@
 """What a training does when it is not finite, or when it cannot be saved."""
 
 import shutil
+import signal
 from typing import Literal
 
 import jax
@@ -11,7 +12,7 @@ import tbptt_jax as tbptt
 from experiments import driver
 from experiments.common import RunOptions
 from experiments.many_seeds import ManySeeds, Network
-from experiments.saving import Saving
+from experiments.saving import Saving, Signals
 from experiments.technique import Recipe, Technique
 from tests.test_driver import TASK
 
@@ -88,3 +89,22 @@ def test_what_cannot_be_saved_is_told_and_trained_all_the_same(tmp_path, monkeyp
     warned = capsys.readouterr().err
     assert "warning: [Errno 28] checkpoint 0 needs " in warned
     assert "bytes and 1,000 are left; make room. There is none before it" in warned
+
+
+def test_a_signal_waits_for_the_batch_and_the_next_does_not(capsys):
+    numbers, left = (signal.SIGINT, signal.SIGTERM), []
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        signals = Signals(left.append)
+        with signals.noted_only():
+            signal.raise_signal(signal.SIGTERM)
+            assert (signals.noted, left) == (signal.SIGTERM, [])
+            signal.raise_signal(signal.SIGINT)
+            assert left == [signal.SIGINT]
+        left.clear()
+        signal.raise_signal(signal.SIGTERM)
+        assert left == [signal.SIGTERM]
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    assert "stopping after this batch (once more: at once)" in capsys.readouterr().err
