@@ -107,16 +107,19 @@ class Checkpoints:
         self._config = as_json("config", dict(config or {}))
         self.folder.mkdir(parents=True, exist_ok=True)
         _quiet_orbax()
-        # Orbax keeps all: it would remove an old one before it knows that the new one is whole.
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._writing: int | None = None
+        self._manager = self._open()
+        self._tried = -1  # the newest number that a write was begun for
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        # Orbax keeps all: it would remove an old one before it knows that the new one is whole.
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True)
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def numbers(self) -> list[int]:
         """Of the checkpoints that are there, oldest first; a damaged one may be among them."""
@@ -152,10 +155,11 @@ class Checkpoints:
             "versions": versions(),
             "arrays": described,
         }
-        number = max([*self.numbers(), *self._set_aside(), -1]) + 1
+        # Not that of a write that failed either: threads of it may still be at it.
+        number = max([*self.numbers(), *self._set_aside(), self._tried]) + 1
         needed = sum(array.nbytes for array in arrays.values()) + len(json.dumps(record))
         self._check_folder(number, needed)
-        self._writing = number
+        self._tried = number
         with self._told():
             self._manager.save(
                 number,
@@ -188,7 +192,6 @@ class Checkpoints:
         """
         with self._told():
             self._manager.wait_until_finished()
-        self._writing = None
         for number in self.numbers()[:-KEPT]:
             self._manager.delete(number)
 
@@ -306,12 +309,12 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            number, self._writing = self._writing, None
-            with contextlib.suppress(Exception):  # else Orbax may raise it again, at a restore
-                self._manager.wait_until_finished()
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()  # the old one would raise it again, at a restore too
             raise OSError(
                 errno.EIO,
-                f"checkpoint {number} could not be written: {_first_line(error)}. "
+                f"checkpoint {self._tried} could not be written: {_first_line(error)}. "
                 f"{self._fallback()}",
                 str(self.folder),
             ) from error
