@@ -147,7 +147,9 @@ def word_gradients(
     )
     length = batch.mask.shape[1]
     plan = tbptt.Truncation(length, length) if full else training.technique(config).plan
-    grads = tbptt.gradient(dataclasses.replace(state, params=params), batch, plan)
+    functions = state.functions._replace(vocabulary=len(ids))
+    state = dataclasses.replace(state, functions=functions, params=params)
+    grads = tbptt.gradient(state, batch, plan)
     return np.linalg.norm(grads["encoder"]["layers"][0]["embedding"], axis=-1)
 
 

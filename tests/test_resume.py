@@ -1,7 +1,6 @@
 """A run that is killed and gone on with ends with the bits of one that was left alone."""
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -122,11 +121,10 @@ def test_other_data_are_refused(data_dir, tmp_path):
 def test_a_full_disk_stops_the_run_with_what_it_has(tmp_path):
     folder = tmp_path / "run"
     process = subprocess.run(
-        begin(STREAM, folder),
+        ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *begin(STREAM, folder)],  # 4 KiB a file
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)),
     )
     assert process.returncode == 1
     # Of the checkpoint; TensorStore may print what else it thinks of writes that fail together.
