@@ -54,6 +54,16 @@ class RunOptions:
     )
 
 
+def within(value: float, least: float | None, above: float | None, below: float | None) -> bool:
+    """Whether a number is finite and within the bounds of a `flag`."""
+    return (
+        abs(value) < math.inf
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+
+
 class FiniteFloatParser(flags.FloatParser):
     """A float within bounds, and no NaN or infinity, which every bound of absl's lets pass."""
 
@@ -63,8 +73,8 @@ class FiniteFloatParser(flags.FloatParser):
         above: float | None = None,
         below: float | None = None,
     ):
-        super().__init__(lower_bound=least)
-        self._above, self._below = above, below
+        super().__init__()
+        self._bounds = least, above, below
         said = [f"at least {least:g}"] if least is not None else []
         said += [f"above {above:g}"] if above is not None else []
         said += [f"below {below:g}"] if below is not None else []
@@ -72,12 +82,7 @@ class FiniteFloatParser(flags.FloatParser):
 
     def is_outside_bounds(self, val: float) -> bool:
         """Whether a number is refused."""
-        return (
-            super().is_outside_bounds(val)
-            or not math.isfinite(val)
-            or (self._above is not None and val <= self._above)
-            or (self._below is not None and val >= self._below)
-        )
+        return not within(val, *self._bounds)
 
 
 class _SeveralParser(flags.ArgumentParser):

@@ -20,7 +20,7 @@ from experiments.technique import (
     Recipe,
     Technique,
     count_updates,
-    digest,
+    describe,
     existing_steps,
     total_weight,
 )
@@ -168,12 +168,7 @@ class _Training:
         self._valid = task.batches("valid", 1, None)
         self._batches = technique.batches(task, "train", np.random.default_rng((recipe.seed, 0)))
         self.total = recipe.epochs * sum(existing_steps(batch) for batch in self._batches)
-        self.about = {
-            "task": task.name,
-            "recipe": dataclasses.asdict(recipe),
-            "technique": {**technique._asdict(), "plan": dataclasses.asdict(technique.plan)},
-            "data": digest([*self._batches, *self._valid]),
-        }
+        self.about = describe(task, recipe, technique, [*self._batches, *self._valid])
         updates = recipe.epochs * count_updates(technique.plan, self._batches)
         self._state = make_state(task, recipe, updates)
         begin_averages, self._average_of = make_averager(recipe.averaging)

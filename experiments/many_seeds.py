@@ -21,7 +21,7 @@ from experiments import driver
 from experiments.many_step import Spread, Step, make_optimizer, spread
 from experiments.saving import Saving, Unsaved
 from experiments.tasks import Task
-from experiments.technique import Recipe, Technique, count_updates, digest, total_weight
+from experiments.technique import Recipe, Technique, count_updates, describe, total_weight
 from tbptt_jax import evaluation
 from tbptt_jax.checkpoint import Saved
 
@@ -192,13 +192,11 @@ class _Together:
         self._average = self._best = jax.tree.map(jnp.copy, self._states.params)
         self._averages = owner.averager.init(self._average)
         self._batches = owner.batches(technique, 0)
+        batches = [*self._batches, *owner.valid]
         self.about = {
-            "task": owner.task.name,
-            "recipe": dataclasses.asdict(owner.recipe),
-            "technique": {**technique._asdict(), "plan": dataclasses.asdict(technique.plan)},
+            **describe(owner.task, owner.recipe, technique, batches),
             "networks": [list(network) for network in networks],
             "how": how,
-            "data": digest([*self._batches, *owner.valid]),
         }
         worst = [-math.inf] * count
         self.progress = Progress([worst, worst], [math.nan] * count, [0] * count, [0] * count)

@@ -6,7 +6,6 @@ Only JSON and plain arrays: reading a folder, a stranger's too, never executes a
 import dataclasses
 import datetime
 import json
-import math
 import os
 import pathlib
 import re
@@ -241,13 +240,7 @@ def _is_of(value: Any, kind: Any, bounds: Mapping[str, Any]) -> bool:
     if kind not in (int, float):
         return type(value) is kind
     least, above, below = (bounds[name] for name in ("least", "above", "below"))
-    return (
-        type(value) in (int, kind)
-        and abs(value) < math.inf
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (below is None or value < below)
-    )
+    return type(value) in (int, kind) and common.within(value, least, above, below)
 
 
 def slug(name: str) -> str:

@@ -97,7 +97,19 @@ def existing_steps(batch: tbptt.Batch) -> int:
     return rows * length if batch.mask is None else int(np.sum(batch.mask))
 
 
-def digest(batches: list[tbptt.Batch]) -> str:
+def describe(
+    task: Task, recipe: Recipe, technique: Technique, batches: list[tbptt.Batch]
+) -> dict[str, Any]:
+    """What a training is, as JSON; one that differs is not gone on with."""
+    return {
+        "task": task.name,
+        "recipe": dataclasses.asdict(recipe),
+        "technique": {**technique._asdict(), "plan": dataclasses.asdict(technique.plan)},
+        "data": _digest(batches),
+    }
+
+
+def _digest(batches: list[tbptt.Batch]) -> str:
     """Of the data: any change of a bit, a shape or an order gives another one."""
     found = hashlib.sha256()
     for batch in batches:

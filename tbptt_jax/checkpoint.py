@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from tbptt_jax.checks import first_line
 from tbptt_jax.record import as_json, differences, digest, give, kind, take, versions
 
 KEPT = 2  # checkpoints: the newest, and one to fall back to
@@ -228,7 +229,7 @@ class Checkpoints:
             try:
                 record, arrays = self._read(number)
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
-                reason = _first_line(error)
+                reason = first_line(error)
                 damaged.append(f"{number} ({reason})")
                 logging.warning(
                     "checkpoint %d in %s is damaged: %s; it is set aside as %s%d, and the one "
@@ -314,7 +315,7 @@ class Checkpoints:
             self._manager = self._open()  # the old one would raise it again, at a restore too
             raise OSError(
                 errno.EIO,
-                f"checkpoint {self._tried} could not be written: {_first_line(error)}. "
+                f"checkpoint {self._tried} could not be written: {first_line(error)}. "
                 f"{self._fallback()}",
                 str(self.folder),
             ) from error
@@ -330,10 +331,6 @@ def _check_tree(name: str, tree: Any) -> None:
                 f"Checkpoints: {name} must hold arrays, got {type(leaf).__name__} at "
                 f"{name}{jax.tree_util.keystr(path)}; numbers belong into progress"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @functools.cache

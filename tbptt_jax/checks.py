@@ -32,10 +32,7 @@ def check_batch(batch: Batch) -> None:
                     f"Batch: {name} must be an array [B, T, ...], got {type(leaf).__name__}; "
                     "convert it with np.asarray"
                 )
-            if leaf.dtype.kind in "OSUMm":
-                raise TypeError(
-                    f"Batch: {name} must hold numbers, got {leaf.dtype}; give each symbol a number"
-                )
+            check_numbers("Batch", name, leaf)
             leading = leading or leaf.shape[:2]
             _check_leading(name, leaf, leading, exact=False)
     for name in ("mask", "reset", "weights"):
@@ -76,10 +73,29 @@ def _check_dtype(name: str, array: Any) -> None:
                 f"Batch: weights must be floating point, got {array.dtype}; use "
                 "weights.astype(np.float32)"
             )
-    elif array.dtype != bool:
+    else:
+        check_boolean("Batch", name, array)
+
+
+def check_numbers(owner: str, name: str, array: Any) -> None:
+    """Raise a TypeError if an array holds something else than numbers."""
+    if array.dtype.kind in "OSUMm":
         raise TypeError(
-            f"Batch: {name} must be boolean, got {array.dtype}; use {name}.astype(bool)"
+            f"{owner}: {name} must hold numbers, got {array.dtype}; give each symbol a number"
         )
+
+
+def check_boolean(owner: str, name: str, array: Any) -> None:
+    """Raise a TypeError if an array is not boolean."""
+    if array.dtype != bool:
+        raise TypeError(
+            f"{owner}: {name} must be boolean, got {array.dtype}; use {name}.astype(bool)"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says, short enough to go on in a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
 
 
 def check_stream(carry: Carry, rows: int, advice: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from tbptt_jax.checks import first_line
 from tbptt_jax.credit import Truncation, intervals
 from tbptt_jax.recurrence import check_pair, step_shape
 from tbptt_jax.types import Batch, LossFn, Model, Params
@@ -218,7 +219,7 @@ def _outputs(model: Model, of_params: _Shapes, of_inputs: _Shapes) -> Any:
             return jax.eval_shape(function, *args)
         except Exception as error:  # whatever Flax, JAX or a user's function makes of a shape
             raise ValueError(
-                f"Batch: inputs {of_inputs} fail in the model's {name}: {_first_line(error)}; "
+                f"Batch: inputs {of_inputs} fail in the model's {name}: {first_line(error)}; "
                 "inputs, encoder, core and readout must fit each other"
             ) from error
 
@@ -245,7 +246,7 @@ def _try_loss(name: str, loss: LossFn, outputs: _Shapes, targets: _Shapes) -> No
         losses = jax.eval_shape(loss, outputs.tree(), targets.tree())
     except Exception as error:  # whatever a user's function makes of a shape
         raise ValueError(
-            f"{name} fails on outputs {outputs} and targets {targets}: {_first_line(error)}; it is "
+            f"{name} fails on outputs {outputs} and targets {targets}: {first_line(error)}; it is "
             "called as (outputs, targets) -> losses [B, T]"
         ) from error
     check_losses(name, losses, targets.leaves[0][0][:2])
@@ -266,7 +267,3 @@ def _classes(loss: LossFn, outputs: Any, targets: Any) -> int | None:
             f"{_Shapes.of(targets)}; of one-hot labels take targets.argmax(-1)"
         )
     return outputs.shape[axis]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -104,43 +104,31 @@ class Series(NamedTuple):
 
 def demand() -> Series:
     """Eight weeks to learn from, two and two to judge by; a day is a window."""
-    values, week = parse_demand(DEMAND.read()), 336
-    train = 8 * week
-    return Series(
-        "demand",
-        "half-hour",
-        48,
-        _standardised("demand", values, train, 10 * week),
-        train,
-        10 * week,
-        lanes=4,
+    week = 336
+    return _series(
+        "demand", "half-hour", 48, parse_demand(DEMAND.read()), 8 * week, 10 * week, lanes=4
     )
 
 
 def sunspots() -> Series:
     """165 years to learn from, 35 and 35 to judge by; square roots, which vary evenly."""
     values, year = np.sqrt(parse_sunspots(SUNSPOTS.read())), 12
-    train = 165 * year
-    return Series(
-        "sunspots",
-        "month",
-        132,
-        _standardised("sunspots", values, train, 200 * year),
-        train,
-        200 * year,
-        lanes=3,
-    )
+    return _series("sunspots", "month", 132, values, 165 * year, 200 * year, lanes=3)
 
 
-def _standardised(what: str, values: np.ndarray, train: int, valid: int) -> np.ndarray:
+def _series(
+    name: str, step: str, steps: int, values: np.ndarray, train: int, valid: int, lanes: int
+) -> Series:
+    """The series, standardised by its part for training."""
     if len(values) <= valid:
         raise DataError(
-            f"the {what} must be more than {valid} numbers, so that some are left for test, got "
+            f"the {name} must be more than {valid} numbers, so that some are left for test, got "
             f"{len(values)}"
         )
     if values[:train].min() == values[:train].max():
-        raise DataError(f"the {what} must vary, got {values[0]} throughout the part for training")
-    return (values - values[:train].mean()) / values[:train].std()
+        raise DataError(f"the {name} must vary, got {values[0]} throughout the part for training")
+    values = (values - values[:train].mean()) / values[:train].std()
+    return Series(name, step, steps, values, train, valid, lanes)
 
 
 def load(read: Callable[[], Series], fast: bool) -> Task:

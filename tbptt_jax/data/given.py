@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from tbptt_jax.checks import check_boolean, check_numbers
 from tbptt_jax.types import Batch
 
 Sequences: TypeAlias = Sequence[Any] | np.ndarray
@@ -74,10 +75,7 @@ def array_of(caller: str, name: str, given: Any) -> np.ndarray:
         raise ValueError(
             f"{caller}: {name} must be an array, got lists of different lengths"
         ) from error
-    if array.dtype.kind in "OSUMm":
-        raise TypeError(
-            f"{caller}: {name} must hold numbers, got {array.dtype}; give each symbol a number"
-        )
+    check_numbers(caller, name, array)
     return array
 
 
@@ -119,10 +117,8 @@ def check_shapes(caller: str, batch: Batch) -> tuple[int, int]:
                     f"inputs, at least 1 each, got shape {list(shape)} where the inputs have "
                     f"B={rows}, T={length}"
                 )
-            if name in ("mask", "reset") and leaf.dtype != bool:
-                raise TypeError(
-                    f"{caller}: {name} must be boolean, got {leaf.dtype}; use {name}.astype(bool)"
-                )
+            if name in ("mask", "reset"):
+                check_boolean(caller, name, leaf)
     return rows, length
 
 
