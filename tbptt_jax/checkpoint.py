@@ -193,8 +193,9 @@ class Checkpoints:
         """
         with self._told():
             self._manager.wait_until_finished()
-        for number in self.numbers()[:-KEPT]:
-            self._manager.delete(number)
+        if self._tried >= 0:  # those that were found may be damaged; one that we wrote is whole
+            for number in self.numbers()[:-KEPT]:
+                self._manager.delete(number)
 
     def close(self) -> None:
         """Wait, and free what Orbax holds.

@@ -213,6 +213,14 @@ def test_what_is_damaged_is_told_and_where_nothing_is_whole_it_ends(two, caplog)
     assert "set aside as damaged-1, and the one before it is taken" in told[0]
 
 
+def test_closing_removes_nothing_where_nothing_was_written(two):
+    folder, _ = two
+    shutil.copytree(folder / "1", folder / "2")
+    with Checkpoints(folder, CONFIG) as checkpoints:
+        checkpoints.wait()
+    assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "2"]
+
+
 def test_half_a_checkpoint_is_none(two):
     folder, known = two
     shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
