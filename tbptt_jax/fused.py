@@ -29,10 +29,11 @@ from tbptt_jax.types import Array
 # output.
 Carry: TypeAlias = tuple[jax.Array, ...]
 
-# The projections of a chunk, in bytes, and its least and most steps; and the bytes of a step from
-# which on two reverse steps are one turn of the loop, so that a CPU's threads have work to share.
-# Near the best of what was tried (LOG.md).
-CHUNK_BYTES, LEAST_STEPS, MOST_STEPS = 2**20, 4, 16
+# The projections of a chunk, in bytes, where those of a window have up to SMALL_BYTES and where they
+# have more; the least steps of a chunk; and the bytes of a step from which on two reverse steps are
+# one turn of the loop, so that a CPU's threads have work to share. Near the best of what was tried
+# (LOG.md).
+SMALL_BYTES, CHUNK_OF_SMALL, CHUNK_OF_LARGE, LEAST_STEPS = 2**23, 2**21, 2**20, 4
 LARGE_STEP_BYTES = 2**17
 
 
@@ -104,7 +105,8 @@ def _chunk_steps(steps: int, bytes_per_step: int) -> int:
     """How many steps are projected at once: where one is near, a divisor of `steps`."""
     if jax.default_backend() != "cpu":
         return steps
-    size = min(steps, max(LEAST_STEPS, min(MOST_STEPS, CHUNK_BYTES // bytes_per_step)))
+    chunk = CHUNK_OF_SMALL if steps * bytes_per_step <= SMALL_BYTES else CHUNK_OF_LARGE
+    size = min(steps, max(LEAST_STEPS, chunk // bytes_per_step))
     return next((k for k in range(size, size // 2, -1) if steps % k == 0), size)
 
 
