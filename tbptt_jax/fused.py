@@ -29,10 +29,10 @@ from tbptt_jax.types import Array
 # output.
 Carry: TypeAlias = tuple[jax.Array, ...]
 
-# The projections of a chunk, in bytes, where those of a window have up to SMALL_BYTES and where they
-# have more; the least steps of a chunk; and the bytes of a step from which on two reverse steps are
-# one turn of the loop, so that a CPU's threads have work to share. Near the best of what was tried
-# (LOG.md).
+# The projections of a chunk, in bytes, where those of a window have up to SMALL_BYTES and where
+# they have more; the least steps of a chunk; and the bytes of a step from which on two reverse
+# steps are one turn of the loop, so that a CPU's threads have work to share. Near the best of what
+# was tried (LOG.md).
 SMALL_BYTES, CHUNK_OF_SMALL, CHUNK_OF_LARGE, LEAST_STEPS = 2**23, 2**21, 2**20, 4
 LARGE_STEP_BYTES = 2**17
 
@@ -41,14 +41,16 @@ class Gates(NamedTuple):
     """The elementwise part of a cell; arrays are [B, ...].
 
     Attributes:
-      step: `(carry, zx, zh) -> (carry, saved)`, one step, given the projections of the input and
-        of the hidden state.
+      open: `(zx, zh) -> saved`, the gates of a step, given the projections of the input and of the
+        hidden state.
+      step: `(carry, saved) -> carry`, what they make of the carry.
       pull: `(before, saved, d_after) -> (d_before, dz)`, its transpose, but for what goes through
         the projections.
       to_x, to_h: dz, of any leading shape, to the cotangents of zx and of zh.
     """
 
-    step: Callable[[Carry, jax.Array, jax.Array], tuple[Carry, Any]]
+    open: Callable[[jax.Array, jax.Array], Any]
+    step: Callable[[Carry, Any], Carry]
     pull: Callable[[Carry, Any, Carry], tuple[Carry, jax.Array]]
     to_x: Callable[[jax.Array], jax.Array]
     to_h: Callable[[jax.Array], jax.Array]
@@ -113,23 +115,35 @@ def _chunk_steps(steps: int, bytes_per_step: int) -> int:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(gates, size, weights, carry, steps, initial):
     """Chunks of `size` steps: the carry after them, the outputs, the carry after each."""
-    # What is saved here for no one is not computed once this is compiled.
-    return _forward(gates, size, weights, carry, steps, initial)[0]
+    return _forward(gates, size, False, weights, carry, steps, initial)[0]
 
 
-def _forward(gates, size, weights, carry, steps, initial):
-    def one(carry, zx):
-        new, saved = gates.step(carry, zx, carry[-1] @ weights.h)
-        return new, (new[-1], saved)
-
-    def step(carry, given):
-        after, (y, saved) = marked_step(one, carry, given.xs, given.mask, given.reset, initial)
-        # Without a mask the output is the hidden state of the carry; there is one copy of it.
-        return after, (after, None if given.mask is None else y, saved)
+def _forward(gates, size, keep, weights, carry, steps, initial):
+    def one(carry, given):
+        zx, kept, j = given
+        opened = gates.open(zx, carry[-1] @ weights.h)
+        if keep:
+            # Read from where it is kept a gate is written once; without the barrier XLA would read
+            # it from a copy of its own.
+            kept = jax.lax.optimization_barrier(_put(kept, opened, j))
+            opened = _at(kept, j)
+        new = gates.step(carry, opened)
+        return new, (new[-1], kept)
 
     def chunk(carry, part):
         zx = part.xs @ weights.x + weights.bias[None, None]
-        return jax.lax.scan(step, carry, part._replace(xs=zx))
+        opened = jax.eval_shape(gates.open, zx[0], zx[0]) if keep else None
+        saved = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), opened)
+
+        def step(loop, given):
+            (carry, saved), (j, zx, mask, reset) = loop, given
+            carry, (y, saved) = marked_step(one, carry, (zx, saved, j), mask, reset, initial)
+            # Without a mask the output is the hidden state of the carry; there is one copy of it.
+            return (carry, saved), (carry, None if mask is None else y)
+
+        given = jnp.arange(size), zx, part.mask, part.reset
+        (carry, saved), (carries, ys) = jax.lax.scan(step, (carry, saved), given)
+        return carry, (carries, ys, saved)
 
     carry, kept = jax.lax.scan(chunk, carry, _cut(steps, size))
     carries, ys, saved = _join(kept)
@@ -140,7 +154,7 @@ def _run_forward(gates, size, *arguments: Any):
     # With symbolic_zeros every array comes with whether anyone asks for its gradient.
     arguments = jax.tree.map(lambda a: a.value, arguments, is_leaf=lambda a: hasattr(a, "value"))
     weights, carry, steps, initial = arguments
-    results, saved = _forward(gates, size, weights, carry, steps, initial)
+    results, saved = _forward(gates, size, True, weights, carry, steps, initial)
     return results, (*arguments, results[-1], saved)
 
 
@@ -199,6 +213,18 @@ def _run_reverse(gates, size, kept, cotangents):
 
 
 _run.defvjp(_run_forward, _run_reverse, symbolic_zeros=True)
+
+
+def _at(tree: Any, j: jax.Array) -> Any:
+    """Row j of every array."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, j, keepdims=False), tree)
+
+
+def _put(tree: Any, rows: Any, j: jax.Array) -> Any:
+    """Every array with another row j."""
+    return jax.tree.map(
+        lambda a, row: jax.lax.dynamic_update_index_in_dim(a, row, j, 0), tree, rows
+    )
 
 
 def _cut(tree: Any, size: int) -> Any:
