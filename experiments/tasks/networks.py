@@ -16,6 +16,24 @@ def remember(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
     return gates.at[1].set(1).reshape(shape)
 
 
+class Dropout(nnx.Dropout):
+    """flax's, with 8 random bits for an element in place of 32, which is what takes the time.
+
+    The share that is dropped is a multiple of 1/256, the nearest to `rate` but never none or all.
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:  # pyright: ignore
+        """The inputs with some of them 0 and the others made larger, while training."""
+        if self.deterministic or not self.rate:
+            return inputs
+        assert isinstance(self.rngs, nnx.RngStream)
+        words = jax.random.bits(self.rngs(), (-(-inputs.size // 4),), jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: inputs.size]
+        dropped = min(max(round(256 * self.rate), 1), 255)
+        kept = bits.reshape(inputs.shape) >= dropped
+        return jnp.where(kept, inputs / (1 - dropped / 256), jnp.zeros_like(inputs))
+
+
 def lstm(
     inputs: int, hidden: int, outputs: int, seed: int, symbols: int | None = None
 ) -> tbptt.SequenceModel:

@@ -13,7 +13,7 @@ from flax import nnx
 import tbptt_jax as tbptt
 from experiments import reviews
 from experiments.common import RunOptions, flag
-from experiments.tasks.networks import remember
+from experiments.tasks.networks import Dropout, remember
 from experiments.tasks.task import ACCURACY, Part, Task, right
 from tbptt_jax import data
 
@@ -112,11 +112,11 @@ def network(config: Config, words: int, seed: int) -> tbptt.SequenceModel:
         encoder=nnx.Sequential(
             nnx.Embed(words, config.embedding, rngs=rngs),
             nnx.Dropout(config.word_dropout, broadcast_dims=(-1,), rngs=rngs),
-            nnx.Dropout(config.dropout, rngs=rngs),
+            Dropout(config.dropout, rngs=rngs),
         ),
         core=CELLS[config.cell](config.embedding, config.hidden, rngs=rngs, **options),
         readout=nnx.Sequential(
-            nnx.Dropout(config.dropout, rngs=rngs), nnx.Linear(config.hidden, 2, rngs=rngs)
+            Dropout(config.dropout, rngs=rngs), nnx.Linear(config.hidden, 2, rngs=rngs)
         ),
     )
 
