@@ -5,9 +5,10 @@ python -m benchmarks.peers                      all tables, a quarter of an hour
 python -m benchmarks.peers --tables=windows
 
 Every side has a process of its own (`benchmarks.sides`), which waits for its turn; they take turns,
-one call each, and the medians over the turns are given, of ratios within a turn. A ratio above 1
-says that ours is faster by so much. All sides are given the same numbers and must come to the same
-loss, but for Keras, which does not hand the carry on.
+one call each or, if that is short, a tenth of a second of calls, and the medians over the turns are
+given, of ratios within a turn. A ratio above 1 says that ours is faster by so much. All sides are
+given the same numbers and must come to the same loss, but for Keras, which does not hand the carry
+on.
 """
 
 import dataclasses
@@ -200,5 +201,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list("tables", list(TABLES), f"Which of {', '.join(TABLES)}.")
-    flags.DEFINE_integer("turns", 15, "How often each side is called.", lower_bound=1)
+    flags.DEFINE_integer("turns", 15, "How many turns each side has.", lower_bound=1)
     app.run(main)
