@@ -5,12 +5,15 @@ import hashlib
 import importlib.machinery
 import typing
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import comparison, packaged
 from experiments.packaged import DataError, PackagedFile
 from experiments.tasks import TASKS, book, digits, series
+from experiments.tasks.networks import Dropout
 from experiments.tasks.task import Part
 
 PARTS: tuple[Part, ...] = ("train", "test")
@@ -187,3 +190,32 @@ def test_the_packaged_data_are_those_described(name):
     assert (
         task.steps < task.length == max(b.inputs.shape[1] for b in task.batches("train", 1, None))
     )
+
+
+@pytest.mark.parametrize(("rate", "share"), [(0.5, 128), (0.3, 77), (1e-4, 1), (0.9999, 255)])
+def test_dropout_drops_the_nearest_share_and_keeps_the_mean(rate, share):
+    share /= 256
+    layer = Dropout(rate, rngs=nnx.Rngs(0))
+    inputs = jnp.full((201, 7, 43), 3.0)  # no multiple of the four numbers that a word gives
+
+    outputs = np.asarray(layer(inputs))
+    gradient = nnx.grad(lambda layer, inputs: layer(inputs).sum(), argnums=1)(layer, inputs)
+    gradient = np.asarray(gradient)
+    for found, kept in ((outputs, 3 / (1 - share)), (gradient, 1 / (1 - share))):
+        np.testing.assert_allclose(np.unique(found), [0, kept], rtol=1e-6)
+        deviation = (share * (1 - share) / inputs.size) ** 0.5
+        assert abs(np.mean(found == 0) - share) < 5 * deviation
+    # Another draw, and neighbours within one draw, which come of one random word, do not agree.
+    again = np.asarray(layer(inputs))
+    chance = share**2 + (1 - share) ** 2
+    for other in (again, np.roll(outputs, 1, axis=-1)):
+        agreed = np.mean((outputs == 0) == (other == 0))
+        assert abs(agreed - chance) < 5 * (chance * (1 - chance) / inputs.size) ** 0.5 + 1e-9
+
+
+def test_dropout_leaves_alone_what_is_not_trained_or_has_no_rate():
+    inputs = jnp.arange(30.0).reshape(5, 6)
+    layer = Dropout(0.5, rngs=nnx.Rngs(0))
+    layer.eval()
+    np.testing.assert_array_equal(layer(inputs), inputs)
+    np.testing.assert_array_equal(Dropout(0.0, rngs=nnx.Rngs(0))(inputs), inputs)
