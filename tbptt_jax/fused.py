@@ -217,14 +217,18 @@ _run.defvjp(_run_forward, _run_reverse, symbolic_zeros=True)
 
 def _at(tree: Any, j: jax.Array) -> Any:
     """Row j of every array."""
-    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, j, keepdims=False), tree)
+    row = functools.partial(
+        jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False
+    )
+    return jax.tree.map(lambda a: row(a, j), tree)
 
 
 def _put(tree: Any, rows: Any, j: jax.Array) -> Any:
     """Every array with another row j."""
-    return jax.tree.map(
-        lambda a, row: jax.lax.dynamic_update_index_in_dim(a, row, j, 0), tree, rows
+    put = functools.partial(
+        jax.lax.dynamic_update_index_in_dim, axis=0, allow_negative_indices=False
     )
+    return jax.tree.map(lambda a, row: put(a, row, j), tree, rows)
 
 
 def _cut(tree: Any, size: int) -> Any:
