@@ -103,9 +103,13 @@ def _bytes_per_step(weights: Weights, xs: jax.Array) -> int:
     return xs.shape[1] * weights.bias.size * weights.bias.dtype.itemsize
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def _chunk_steps(steps: int, bytes_per_step: int) -> int:
     """How many steps are projected at once: where one is near, a divisor of `steps`."""
-    if jax.default_backend() != "cpu":
+    if not _on_cpu():
         return steps
     chunk = CHUNK_OF_SMALL if steps * bytes_per_step <= SMALL_BYTES else CHUNK_OF_LARGE
     size = min(steps, max(LEAST_STEPS, chunk // bytes_per_step))
@@ -123,10 +127,12 @@ def _forward(gates, size, keep, weights, carry, steps, initial):
         zx, kept, j = given
         opened = gates.open(zx, carry[-1] @ weights.h)
         if keep:
-            # Read from where it is kept a gate is written once; without the barrier XLA would read
-            # it from a copy of its own.
-            kept = jax.lax.optimization_barrier(_put(kept, opened, j))
-            opened = _at(kept, j)
+            kept = _put(kept, opened, j)
+            if _on_cpu():
+                # Read from where it is kept a gate is written once; without the barrier XLA would
+                # read it from a copy of its own. An accelerator has all of this in one kernel.
+                kept = jax.lax.optimization_barrier(kept)
+                opened = _at(kept, j)
         new = gates.step(carry, opened)
         return new, (new[-1], kept)
 

@@ -61,7 +61,14 @@ def fused_only(monkeypatch):
     monkeypatch.setattr(cells, "scan", None)
 
 
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Of 16 steps of the LSTM here and 21 of the GRU, or as many as divide a length near by."""
+    monkeypatch.setattr(fused, "CHUNK_OF_SMALL", 16 * B * 4 * HIDDEN * 8)
+
+
 # Of one step, of less than a chunk, of whole chunks, and of chunks with steps left over.
+@pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize(
     ("length", "marks"), [(1, "r"), (3, "m"), (32, ""), (37, "mr"), (37, "m"), (32, "r")]
 )
@@ -78,11 +85,19 @@ def test_values_and_gradients_are_those_of_the_plain_scan(kind, length, marks):
     assert_close(as_numpy((result, pull(cotangent))), expected, tolerance=1e-12)
 
 
+@pytest.mark.usefixtures("short_chunks")
 def test_large_steps_may_be_taken_two_at_a_time(monkeypatch):
     monkeypatch.setattr(fused, "LARGE_STEP_BYTES", 0)
     test_values_and_gradients_are_those_of_the_plain_scan("lstm", 37, "mr")
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_so_are_those_of_what_an_accelerator_runs(kind, monkeypatch):
+    monkeypatch.setattr(fused, "_on_cpu", lambda: False)
+    test_values_and_gradients_are_those_of_the_plain_scan(kind, 37, "mr")
+
+
+@pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("output", ["end", "ys", "carries"])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_each_output_alone_has_its_gradient(kind, output):
@@ -100,6 +115,7 @@ def test_each_output_alone_has_its_gradient(kind, output):
     assert_close(as_numpy(found), as_numpy(expected), tolerance=1e-12)
 
 
+@pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_second_derivatives_and_batches_of_networks_are_there(kind):
     graph, params = make(CELLS[kind])

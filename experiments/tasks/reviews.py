@@ -36,7 +36,7 @@ class Config(RunOptions):
     embedding: int = flag(64, "Size of a word's embedding.", 1)
     hidden: int = flag(64, "Units of the cell.", 1)
     dropout: float = flag(
-        0.5, "Share of embeddings and outputs dropped while training.", 0, below=1
+        0.5, "Share of embeddings and outputs dropped while training, in 256ths.", 0, below=1
     )
     word_dropout: float = flag(0.2, "Share of whole words dropped while training.", 0, below=1)
     vocabulary: int = flag(10_000, "Ids; rarer words share one.", 3)
