@@ -258,6 +258,13 @@ FAULTS = (
         "d_before = select(reset, d_before, d_before)",
         _in("fused", "values_and_gradients_are_those_of_the_plain_scan[lstm-32-r]"),
     ),
+    Fault(
+        "gates are read from the first step",
+        "tbptt_jax/fused.py",
+        "opened = _at(kept, j)",
+        "opened = _at(kept, 0 * j)",
+        _in("fused", "values_and_gradients_are_those_of_the_plain_scan[gru-3-m]"),
+    ),
     # Evaluation, data, checkpoints.
     Fault(
         "evaluation begins with the training carry",
