@@ -1,6 +1,7 @@
 """What people would use instead: flax and Keras on JAX, and PyTorch. Each imports what it needs."""
 
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,7 @@ def nnx_rnn(job: Job) -> Run:
 def keras(job: Job) -> Run:
     """`train_on_batch` of a Keras model on JAX, which begins each window with an empty carry."""
     os.environ["KERAS_BACKEND"] = "jax"
-    import keras  # pyright: ignore[reportMissingImports]
+    keras: Any = importlib.import_module("keras")
 
     given = problem(job)
     model = keras.Sequential(
@@ -98,7 +99,7 @@ def keras(job: Job) -> Run:
 
 def torch(job: Job, fused: bool | None = None) -> Run:
     """`torch.nn.LSTM` and `detach`; where k2 > k1 a window is replayed from a state kept for it."""
-    import torch  # pyright: ignore[reportMissingImports]
+    torch: Any = importlib.import_module("torch")
 
     if job.batches:
         return torch_epoch(job, fused)
@@ -147,7 +148,7 @@ def torch(job: Job, fused: bool | None = None) -> Run:
 
 def torch_epoch(job: Job, fused: bool | None) -> Run:
     """The same network, batches, losses and updates in PyTorch; padding is read like words."""
-    import torch  # pyright: ignore[reportMissingImports]
+    torch: Any = importlib.import_module("torch")
 
     config, _, words, batches = epoch_batches(job)
     embed = torch.nn.Embedding(words, config.embedding)
