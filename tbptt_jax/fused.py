@@ -130,7 +130,8 @@ def _forward(gates, size, keep, weights, carry, steps, initial):
             kept = _put(kept, opened, j)
             if _on_cpu():
                 # Read from where it is kept a gate is written once; without the barrier XLA would
-                # read it from a copy of its own. An accelerator has all of this in one kernel.
+                # read it from a copy of its own. Not measured on an accelerator, where a barrier
+                # parts what could be one kernel.
                 kept = jax.lax.optimization_barrier(kept)
                 opened = _at(kept, j)
         new = gates.step(carry, opened)
