@@ -1,10 +1,15 @@
-"""What every side of a comparison is to do, and the numbers that it is given."""
+"""The job of every side of a comparison, and its numbers."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:  # PyTorch's side imports nothing of ours, except for an epoch
+    from experiments.tasks.reviews import Config
+    from experiments.tasks.task import Task
+    from tbptt_jax import Batch
 
 Run = Callable[[], float]
 RATE = 0.01
@@ -14,9 +19,13 @@ RATE = 0.01
 class Job:
     """An LSTM and a linear readout learn `length` steps by TBPTT(k1, k2), squared error and SGD.
 
-    The rows are sequences: the carry begins at zero in each call and runs through its windows.
-    `networks`, if not 0: so many of them, which differ in nothing.
-    `batches`, if not 0: an epoch of the sentiment job instead, its first so many batches.
+    The rows are sequences: in each call the carry starts at zero and runs through the windows.
+
+    Attributes:
+      rows, features, hidden: sizes of the batch, the inputs and the carry.
+      length, k1, k2: steps of a call, of an interval and of a reach.
+      networks: if not 0, the number of equal networks that learn.
+      batches: if not 0, the job is the first so many batches of an epoch of sentiment instead.
     """
 
     rows: int = 0
@@ -30,7 +39,13 @@ class Job:
 
 
 class Problem(NamedTuple):
-    """The same numbers for every side: gates stand in the order i, f, g, o."""
+    """Data and weights, the same for every side; the columns of the gates are i, f, g, o.
+
+    Attributes:
+      x, y: [rows, length, features] and [rows, length, 1].
+      kernel, recurrent, bias: of the cell, [features or hidden, 4 * hidden] and [4 * hidden].
+      out: of the readout, [hidden, 1].
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -41,7 +56,7 @@ class Problem(NamedTuple):
 
 
 def problem(job: Job) -> Problem:
-    """Random data and weights."""
+    """Random data and weights, float32."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -59,26 +74,35 @@ def problem(job: Job) -> Problem:
 
 
 def windows(job: Job, *arrays: Any) -> list[tuple[Any, ...]]:
-    """The arrays in pieces of k1 steps."""
+    """The arrays [rows, length, ...] cut into windows of k1 steps."""
     return [
         tuple(a[:, start : start + job.k1] for a in arrays)
         for start in range(0, job.length, job.k1)
     ]
 
 
-def cell_params(given: Problem) -> dict[str, Any]:
-    """The weights of flax's OptimizedLSTMCell and nnx.Linear."""
+def cell_params(numbers: Problem) -> dict[str, Any]:
+    """The parameters of flax's OptimizedLSTMCell and nnx.Linear, as nested dicts."""
     return {
         "core": {
-            "dense_i": {"kernel": given.kernel},
-            "dense_h": {"kernel": given.recurrent, "bias": given.bias},
+            "dense_i": {"kernel": numbers.kernel},
+            "dense_h": {"kernel": numbers.recurrent, "bias": numbers.bias},
         },
-        "readout": {"kernel": given.out, "bias": np.zeros(1, np.float32)},
+        "readout": {"kernel": numbers.out, "bias": np.zeros(1, np.float32)},
     }
 
 
-def epoch_batches(job: Job) -> tuple[Any, Any, Any, list[Any]]:
-    """The sentiment job: its configuration, task and technique, and the first batches of it."""
+class Epoch(NamedTuple):
+    """The sentiment job: its configuration, task, number of words and first batches."""
+
+    config: "Config"
+    task: "Task"
+    words: int
+    batches: "list[Batch]"
+
+
+def epoch(job: Job) -> Epoch:
+    """The first batches of the sentiment job."""
     from experiments import review_training
     from experiments.tasks import reviews
 
@@ -87,4 +111,4 @@ def epoch_batches(job: Job) -> tuple[Any, Any, Any, list[Any]]:
     task = reviews.make_task(config, parts, len(vocabulary))
     technique = review_training.technique(config)
     batches = technique.batches(task, "train", np.random.default_rng(0))[: job.batches]
-    return config, task, len(vocabulary), batches
+    return Epoch(config, task, len(vocabulary), batches)

@@ -6,13 +6,14 @@ An LSTM with 128 units, batch 8, a loss at every step. `temporary` is what a com
 needs beyond its arguments and results; nothing is run.
 """
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
+from tqdm import tqdm
 
 import tbptt_jax as tbptt
 from benchmarks.per_loss import make_state
-from experiments import common, driver
+from experiments import figures, trainer
+from experiments.run import versions
 
 ROWS = 8
 # Of windows of 100 steps, and of one window over the whole sequence.
@@ -35,11 +36,9 @@ def whole(length: int) -> dict[str, tbptt.Truncation]:
 
 def temporary(plan: tbptt.Truncation, length: int) -> int:
     """Temporary bytes of a step."""
-    batch = tbptt.Batch(
-        jax.ShapeDtypeStruct((ROWS, length), jnp.int32),
-        jax.ShapeDtypeStruct((ROWS, length), jnp.int32),
-    )
-    return driver.temporary_bytes(make_state(), batch, plan)
+    tokens = np.zeros((ROWS, length), np.int32)
+    batch = tbptt.Batch(tokens, tokens)
+    return trainer.temporary_bytes(make_state(), batch, plan)
 
 
 def main(argv: list[str]) -> None:
@@ -51,10 +50,10 @@ def main(argv: list[str]) -> None:
         plans[name] = [whole(length)[name] for length in lengths]
     rows = [
         [name, *(f"{temporary(p, n) / 2**20:,.1f}" for p, n in zip(row, lengths, strict=True))]
-        for name, row in common.progress(plans.items(), "plans")
+        for name, row in tqdm(plans.items(), "plans", leave=False)
     ]
-    print(" ".join(f"{name} {version}," for name, version in common.versions().items()))
-    print(common.table(["temporary MiB", *(f"T = {n:,}" for n in lengths)], rows))
+    print(" ".join(f"{name} {version}," for name, version in versions().items()))
+    print(figures.table(["temporary MiB", *(f"T = {n:,}" for n in lengths)], rows))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Training steps against what people would use instead, side by side.
+"""Training steps against those of other libraries, side by side.
 
 pip install -e ".[bench]"
 python -m benchmarks.peers                      all tables, a quarter of an hour
 python -m benchmarks.peers --tables=windows
 
-Every side has a process of its own (`benchmarks.sides`), which waits for its turn; they take turns,
-one call each or, if that is short, a tenth of a second of calls, and the medians over the turns are
-given, of ratios within a turn. A ratio above 1 says that ours is faster by so much. All sides are
-given the same numbers and must come to the same loss, but for Keras, which does not hand the carry
-on.
+Every side has a process of its own (`benchmarks.sides`). The sides take turns; a turn is one call
+or, if that is short, a tenth of a second of calls. The tables hold medians over the turns of ratios
+within a turn; above 1, ours is faster by that factor. All sides use the same numbers and must reach
+the same loss, except Keras, which does not pass the carry on.
 """
 
 import dataclasses
@@ -20,9 +19,11 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags
+from tqdm import tqdm
 
 from benchmarks.job import Job
-from experiments import common
+from experiments import command, figures
+from experiments.run import versions
 
 WINDOWS = 4
 SHAPES = [
@@ -40,6 +41,17 @@ def job(rows: int, length: int, features: int, hidden: int, k1: int, k2: int) ->
     return Job(rows=rows, features=features, hidden=hidden, length=length, k1=k1, k2=k2)
 
 
+WINDOWS_JOBS = {str(s): job(s[0], WINDOWS * s[1], *s[2:], s[1], s[1]) for s in SHAPES}
+SINGLE_JOBS = {str(s): job(s[0], 200, *s[1:], 1, 1) for s in ((1, 16, 32), (32, 64, 128))}
+LOOKBACK_JOBS = {
+    f"k1 = {k1}, k2 = {k2}": job(32, 300, 64, 128, k1, k2)
+    for k1, k2 in ((1, 5), (10, 50), (30, 60))
+}
+SEEDS_JOBS = {
+    f"{k}": dataclasses.replace(job(3, 120, 1, 32, k, k), networks=30) for k in (5, 30, 120)
+}
+
+
 def flops(job: Job) -> float:
     """Of the matrix products of a call: forward, weights' gradients, adjoints of the carries."""
     per_step = 2 * job.rows * 4 * job.hidden * (2 * job.features + 3 * job.hidden)
@@ -47,12 +59,13 @@ def flops(job: Job) -> float:
 
 
 class Side:
-    """A process that measures one side."""
+    """A process that measures one side, in the checkout at `folder`; None: this one."""
 
-    def __init__(self, name: str, job: Job):
+    def __init__(self, name: str, job: Job, folder: str | None = None):
         command = [sys.executable, "-m", "benchmarks.sides", name]
         self._process = subprocess.Popen(
             [*command, json.dumps(dataclasses.asdict(job))],
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -87,7 +100,7 @@ def measure(job: Job, names: Sequence[str], turns: int) -> dict[str, list[float]
     if not job.batches and max(values.values()) - min(values.values()) > 1e-3:
         sys.exit(f"error: the sides do not compute the same: {values}")
     found: dict[str, list[float]] = {name: [] for name in names}
-    for _ in common.progress(range(turns), str(job)):
+    for _ in tqdm(range(turns), str(job), leave=False):
         for name, side in sides.items():
             found[name].append(side.seconds())
     for side in sides.values():
@@ -113,7 +126,7 @@ def table(first: str, jobs: dict[str, Job], peers: Sequence[str], turns: int) ->
         times = [f"{1e3 * ours / updates:.3g}", f"{updates / ours:,.0f}"]
         share = f"{flops(job) / ours / rate:.0%}"
         rows.append([name, *times, *(f"{ratios[peer][-1]:.2f}" for peer in peers), share])
-    text = common.table([first, "ours, ms", "updates/s", *peers, "of the matmul rate"], rows)
+    text = figures.table([first, "ours, ms", "updates/s", *peers, "of the matmul rate"], rows)
     others = [peer for peer in peers if peer != "torch"]
     means = [f"{statistics.geometric_mean(ratios['torch']):.2f} against torch"]
     if others:
@@ -124,21 +137,17 @@ def table(first: str, jobs: dict[str, Job], peers: Sequence[str], turns: int) ->
 
 def windows(turns: int) -> str:
     """An update for every window of T steps, k1 = k2 = T, four windows a call."""
-    jobs = {str(s): job(s[0], WINDOWS * s[1], *s[2:], s[1], s[1]) for s in SHAPES}
-    return table("batch, T, in, hidden", jobs, ("torch", *JAX_PEERS), turns)
+    return table("batch, T, in, hidden", WINDOWS_JOBS, ("torch", *JAX_PEERS), turns)
 
 
 def single_steps(turns: int) -> str:
     """TBPTT(1, 1), an update for each of 200 steps."""
-    jobs = {str(s): job(s[0], 200, *s[1:], 1, 1) for s in ((1, 16, 32), (32, 64, 128))}
-    return table("batch, in, hidden", jobs, ("torch", *JAX_PEERS), turns)
+    return table("batch, in, hidden", SINGLE_JOBS, ("torch", *JAX_PEERS), turns)
 
 
 def lookback(turns: int) -> str:
     """k2 > k1, 300 steps; the other JAX libraries have no such thing."""
-    plans = ((1, 5), (10, 50), (30, 60))
-    jobs = {f"k1 = {k1}, k2 = {k2}": job(32, 300, 64, 128, k1, k2) for k1, k2 in plans}
-    return table("batch 32, in 64, hidden 128", jobs, ("torch",), turns)
+    return table("batch 32, in 64, hidden 128", LOOKBACK_JOBS, ("torch",), turns)
 
 
 def epoch(turns: int) -> str:
@@ -146,7 +155,7 @@ def epoch(turns: int) -> str:
     peers = ("torch", "torch, fused Adam")
     found = measure(Job(batches=40), ("ours", *peers), max(3, turns // 4))
     ours = f"{statistics.median(found['ours']):.2f} s"
-    return common.table(
+    return figures.table(
         ["ours", *peers], [[ours, *(f"{ratio(found, peer):.2f}" for peer in peers)]]
     )
 
@@ -155,28 +164,25 @@ def seeds(turns: int) -> str:
     """Thirty networks: one call of `vmap`, one of `lax.map`, and thirty calls."""
     ways = ("ours", "in turn", "alone")
     rows = []
-    for k in (5, 30, 120):
-        one = dataclasses.replace(job(3, 120, 1, 32, k, k), networks=30)
+    for k, one in SEEDS_JOBS.items():
         found = measure(one, ways, turns)
         ours = f"{1e3 * statistics.median(found['ours']):.1f}"
-        rows.append([f"{k}", ours, *(f"{ratio(found, way):.2f}" for way in ways[1:])])
-    return common.table(["k1 = k2", "vmap, ms", "lax.map", "30 calls"], rows)
+        rows.append([k, ours, *(f"{ratio(found, way):.2f}" for way in ways[1:])])
+    return figures.table(["k1 = k2", "vmap, ms", "lax.map", "30 calls"], rows)
 
 
 def first_update(turns: int) -> str:
     """Seconds from an empty process that has JAX or PyTorch to import, to the first loss."""
     del turns
     rows = []
-    for shape in SHAPES[:3]:
-        batch, steps, features, hidden = shape
-        one = job(batch, WINDOWS * steps, features, hidden, steps, steps)
+    for shape, one in list(WINDOWS_JOBS.items())[:3]:
         found = []
         for name in ("ours", "torch", *JAX_PEERS):
             side = Side(name, one)
             found.append(f"{side.ready['first']:.1f}")
             side.end()
-        rows.append([str(shape), *found])
-    return common.table(["batch, T, in, hidden", "ours", "torch", *JAX_PEERS], rows)
+        rows.append([shape, *found])
+    return figures.table(["batch, T, in, hidden", "ours", "torch", *JAX_PEERS], rows)
 
 
 TABLES = {
@@ -191,9 +197,9 @@ TABLES = {
 
 def main(argv: list[str]) -> None:
     """Print the tables."""
-    common.begin(argv)
-    versions = {n: importlib.metadata.version(n) for n in ("torch", "keras")}
-    print(" ".join(f"{name} {v}," for name, v in (common.versions() | versions).items()))
+    command.start(argv)
+    peers = {n: importlib.metadata.version(n) for n in ("torch", "keras")}
+    print(" ".join(f"{name} {v}," for name, v in (versions() | peers).items()))
     for name in flags.FLAGS.tables:
         text = TABLES[name](flags.FLAGS.turns)
         print(f"\n{name}: {TABLES[name].__doc__}\n\n{text}", flush=True)

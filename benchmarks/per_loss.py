@@ -3,10 +3,10 @@
 python -m benchmarks.per_loss                       the whole table, some minutes
 python -m benchmarks.per_loss --k2=30 --batch=32 --steps=100
 
-All sides give the gradient of the same batch (embedding and LSTM of 128 units, a loss at every
+All sides compute the gradient of the same batch (embedding and LSTM of 128 units, a loss at every
 step), compiled, in one process, taken by turns; the table has medians. `rounds` is
 Truncation(T, k2, "loss"), `blocks` the same with block=--block, `re-unrolled` the usual way: each
-loss's window run again from a kept carry, all of them in parallel under vmap, CHUNK at a time so
+loss's window run again from a saved carry, all of them in parallel under vmap, CHUNK at a time so
 that they fit into memory; the words are embedded once for all of them.
 """
 
@@ -21,9 +21,12 @@ import numpy as np
 import optax
 from absl import app, flags
 from flax import nnx
+from tqdm import tqdm
 
 import tbptt_jax as tbptt
-from experiments import common
+from experiments import figures
+from experiments.run import versions
+from tbptt_jax.types import Params
 
 WORDS, HIDDEN, CLASSES, CHUNK = 1000, 128, 10, 100
 XENT = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -49,7 +52,7 @@ def make_batch(rows: int, steps: int) -> tbptt.Batch:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def re_unrolled(functions: tbptt.Model, params: Any, batch: tbptt.Batch, k2: int) -> Any:
+def re_unrolled(functions: tbptt.Model, params: Params, batch: tbptt.Batch, k2: int) -> Params:
     """The same gradient, each loss's window run on its own."""
     rows, steps = batch.targets.shape
     zero = functions.initialize_carry(params, (rows, HIDDEN))
@@ -59,8 +62,8 @@ def re_unrolled(functions: tbptt.Model, params: Any, batch: tbptt.Batch, k2: int
     before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), zero, carries)
     before = jax.lax.stop_gradient(before)
 
-    def window_loss(params, xs, t):
-        # Windows that would begin before the first step hold the carry until it comes.
+    def window_loss(params: Params, xs: jax.Array, t: jax.Array) -> jax.Array:
+        # A window that would begin before the first step holds the carry until that step.
         at = t - k2 + 1 + jnp.arange(k2)
         carry = jax.tree.map(lambda c: c[jnp.maximum(t - k2 + 1, 0)], before)
         inputs = xs[:, jnp.maximum(at, 0)]
@@ -68,11 +71,11 @@ def re_unrolled(functions: tbptt.Model, params: Any, batch: tbptt.Batch, k2: int
         _, ys, _ = unroll(params, carry, inputs, mask, None)
         return XENT(functions.readout(params, ys[:, -1:], None)[:, 0], batch.targets[:, t]).sum()
 
-    def chunk_loss(params, ts):
+    def chunk_loss(params: Params, ts: jax.Array) -> jax.Array:
         xs = functions.encode(params, batch.inputs, None)
         return jax.vmap(window_loss, (None, None, 0))(params, xs, ts).sum()
 
-    def add(total, ts):
+    def add(total: Params, ts: jax.Array) -> tuple[Params, None]:
         return jax.tree.map(jnp.add, total, jax.grad(chunk_loss)(params, ts)), None
 
     chunks = jnp.arange(steps).reshape(-1, min(CHUNK, steps))
@@ -80,7 +83,7 @@ def re_unrolled(functions: tbptt.Model, params: Any, batch: tbptt.Batch, k2: int
     return jax.tree.map(lambda g: g / (rows * steps), total)
 
 
-def seconds(sides: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def seconds(sides: dict[str, Callable[[], Params]]) -> dict[str, float]:
     """Median time of each side, by turns: at least 2, at most 9 rounds, about 20 s in all.
 
     Of two calls in a row the second is timed: the first one after a side that needs gigabytes pays
@@ -99,7 +102,7 @@ def seconds(sides: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
-def compare(rows: int, steps: int, k2: int, block: int) -> list[Any]:
+def compare(rows: int, steps: int, k2: int, block: int) -> list[int | str]:
     """One row of the table; the sides must agree before they are timed."""
     state, batch = make_state(), make_batch(rows, steps)
     plans = {
@@ -107,7 +110,7 @@ def compare(rows: int, steps: int, k2: int, block: int) -> list[Any]:
         "rounds": tbptt.Truncation(steps, k2, "loss"),
         "blocks": tbptt.Truncation(steps, k2, "loss", block=block),
     }
-    sides: dict[str, Callable[[], Any]] = {
+    sides: dict[str, Callable[[], Params]] = {
         name: functools.partial(tbptt.gradient, state, batch, plan) for name, plan in plans.items()
     }
     sides["re-unrolled"] = lambda: re_unrolled(state.functions, state.params, batch, k2)
@@ -139,10 +142,10 @@ def main(argv: list[str]) -> None:
         for rows in map(int, chosen.batch)
         for k2 in map(int, chosen.k2)
     ]
-    table = [compare(r, s, k, chosen.block) for s, r, k in common.progress(cases, "cases")]
-    print(" ".join(f"{name} {version}," for name, version in common.versions().items()))
+    table = [compare(r, s, k, chosen.block) for s, r, k in tqdm(cases, "cases", leave=False)]
+    print(" ".join(f"{name} {version}," for name, version in versions().items()))
     head = ["T", "batch", "k2", "full BPTT, ms", "rounds / full", "blocks / full"]
-    print(common.table([*head, "re-unrolled / full", "re-unrolled / rounds"], table))
+    print(figures.table([*head, "re-unrolled / full", "re-unrolled / rounds"], table))
 
 
 if __name__ == "__main__":

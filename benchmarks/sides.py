@@ -1,9 +1,8 @@
-"""One side of a comparison, in a process of its own, which works when it is told to.
+"""One side of a comparison, in a process of its own that runs on request.
 
-python -m benchmarks.sides SIDE JOB, with a job as JSON, prints a line of JSON when it is ready,
-and then, for every line it reads, the seconds that a call took, the mean of as many calls in a row
-as fill a tenth of a second: in training, too, a call follows the one before. `benchmarks.peers`
-starts it.
+python -m benchmarks.sides SIDE JOB, with a job as JSON, prints a line of JSON when it is ready. For
+every line that it reads it prints the seconds of a call: the mean over as many calls in a row as
+fill a tenth of a second, since in training one call follows another. `benchmarks.peers` starts it.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from typing import Any
 from benchmarks.job import Job, Run
 
 TURN = 0.1
-# The module and the function of each side, and what else it is given.
+# The module and the function of each side, and further arguments.
 SIDES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ours": ("ours", "ours", {}),
     "in turn": ("ours", "in_turn", {}),
@@ -32,13 +31,13 @@ SIDES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def make(side: str, job: Job) -> Run:
-    """What a side does, ready to be called; only its own libraries are imported."""
+    """The function that runs a call of a side; imports only the side's own libraries."""
     module, function, options = SIDES[side]
     return getattr(importlib.import_module(f"benchmarks.{module}"), function)(job, **options)
 
 
 def seconds(run: Run, calls: int) -> float:
-    """Of a call, on average."""
+    """Mean seconds of a call."""
     begun = time.perf_counter()
     for _ in range(calls):
         run()
@@ -46,7 +45,7 @@ def seconds(run: Run, calls: int) -> float:
 
 
 def main() -> None:
-    """Get ready, and then measure when told to."""
+    """Prepare the side, then measure it on request."""
     side, job = sys.argv[1], Job(**json.loads(sys.argv[2]))
     with contextlib.redirect_stdout(sys.stderr):
         begun = time.perf_counter()

@@ -3,197 +3,148 @@
 python -m experiments.first_words
 
 A text of 100 words is classified at its end, and the gradient reaches back 30. Invented texts come
-first: they open with "I love this film" or "I hate this film" and go on with words that say
+first: they open with "I love this film" or "I hate this film" and continue with words that say
 nothing. Where all texts are long the opinion words get a gradient of zero, to the bit. Short texts
 among them change that, and so does a loss after every 30 words. A text's first N words are a text
-of N words, so what is answered after each word tells for how long the opinion is kept.
+of N words, so the answers after each word show for how long the opinion is remembered.
 
-Then networks are trained on real reviews, and shown the first N words of reviews for test, or the
-last N. Texts are padded at their start, so that all end at the last step.
+Then networks are trained on real reviews, and shown the first N words of test reviews, or the last
+N. Texts are padded at their start, so that all end at the last step.
 """
 
 import dataclasses
 import statistics
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from absl import app
 
 import tbptt_jax as tbptt
-from experiments import common, driver, run_folder
-from experiments.common import RunOptions, flag
-from experiments.run_folder import RunFolder, slug
+from experiments import command, figures, trainer, watched
+from experiments.config import RunOptions, fast_values, flag
+from experiments.figures import Curve, Panel
+from experiments.files import stop
+from experiments.run import RunFolder, slug
 from experiments.tasks import Task, opinions, reviews
-from experiments.tasks.task import Part
 from experiments.technique import Recipe, Technique
-from tbptt_jax import data
-
-NAME = "first_words"
+from tbptt_jax import Batch, Truncation, data
+from tbptt_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(RunOptions):
-    """What a run is."""
+    """What is trained."""
 
-    k2: int = flag(30, "Words that the gradient reaches back; also k1.", opinions.OPENING)
-    length: int = flag(100, "Words of a long invented text.", opinions.OPENING)
+    NAME = "first_words"
+
+    k2: int = flag(30, "Words that the gradient reaches back; also k1.", opinions.OPENING, fast=12)
+    length: int = flag(100, "Words of a long invented text.", opinions.OPENING, fast=24)
     short_shares: tuple[float, ...] = flag(
-        (0.1, 0.3), "Shares of invented texts that have k2 words at most.", above=0, below=1
-    )
-    passes: int = flag(25, "Passes over the invented texts.", 1)
-    seeds: int = flag(5, "Networks of each kind on invented texts.", 1)
-    data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.")
+        (0.1, 0.3), "Shares of invented texts that have k2 words at most.", above=0, below=1,
+        fast=(0.3,),
+    )  # fmt: skip
+    passes: int = flag(25, "Passes over the invented texts.", 1, fast=4)
+    seeds: int = flag(5, "Networks of each kind on invented texts.", 1, fast=1)
+    data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.", 1)
     fast: bool = flag(False, "Shorter and fewer texts, fewer networks: under 30 seconds.")
 
 
-FAST: dict[str, Any] = {"k2": 12, "length": 24, "short_shares": (0.3,), "passes": 4, "seeds": 1}
-REVIEWS_FAST: dict[str, Any] = {**reviews.FAST, "hidden": 16, "embedding": 16, "epochs": 1}
-REVIEWS_FAST |= {"dropout": 0.0, "word_dropout": 0.0}  # less to compile
-
-
-class Regime(NamedTuple):
-    """A way to train on invented texts, and the share of short ones."""
-
-    technique: Technique
-    share: float = 0.0
-
-
-class Learnt(NamedTuple):
-    """What a network came to on invented texts.
-
-    Attributes:
-      accuracy: [length], asked after each word of long texts.
-      gradient: the largest entry, by size, of the gradient of the opinion words' embeddings, of
-        all that were looked at: before training, and after each pass that was the best so far.
-      moved: how far training moved an entry of these embeddings, at most.
-      history: the driver's.
-    """
-
-    accuracy: list[float]
-    gradient: float
-    moved: float
-    history: list[dict[str, Any]]
-
-
 def check(config: Config) -> None:
-    """Refuse what would not ask the question."""
+    """Refuse flags that would not pose the question."""
     if config.length <= config.k2:
-        common.stop(f"--length: expected more than k2={config.k2} words, got {config.length}")
+        stop(f"--length: expected more than k2={config.k2} words, got {config.length}")
     first = config.length % config.k2
     if 0 < first < opinions.OPENING:
-        common.stop(
+        stop(
             f"--length: the first chunk of a text holds length % k2 = {first} words, expected 0 or "
             f"at least the {opinions.OPENING} of an opening"
         )
 
 
-def regimes(config: Config) -> dict[str, Regime]:
-    """The ways to train on invented texts."""
-    shares = [(f"{share:.0%} short", share) for share in config.short_shares]
-    whole = opinions.padded(config.length, config.k2)
-    cut, full = (tbptt.Truncation(k, k) for k in (config.k2, whole))
-    also = [] if config.fast else shares[:1]
-    end, reach = "loss at the end", f"k2 = {config.k2}"
-    listed = [
-        Regime(Technique(f"{end}, {reach}", cut)),
-        *(Regime(Technique(f"{end}, {reach}, {name}", cut), share) for name, share in shares),
-        Regime(Technique(f"loss every {config.k2}, {reach}", cut, every=config.k2)),
-        Regime(Technique(f"{end}, full BPTT", full)),
-        *(Regime(Technique(f"{end}, full BPTT, {n}", full), share) for n, share in also),
+def regimes(config: Config) -> list[tuple[Technique, float]]:
+    """The ways to train on invented texts, each with its share of short ones."""
+    whole, k2, end = opinions.padded(config.length, config.k2), config.k2, "loss at the end"
+    cut, full = Truncation(k2, k2), Truncation(whole, whole)
+    shares = {"": 0.0, **{f", {share:.0%} short": share for share in config.short_shares}}
+    some = list(shares.items())[: 1 if config.fast else 2]
+    return [
+        *((Technique(f"{end}, k2 = {k2}{name}", cut), share) for name, share in shares.items()),
+        (Technique(f"loss every {k2}, k2 = {k2}", cut, every=k2), 0.0),
+        *((Technique(f"{end}, full BPTT{name}", full), share) for name, share in some),
     ]
-    return {regime.technique.name: regime for regime in listed}
 
 
-def fit(
-    run: RunFolder, task: Task, technique: Technique, seed: int, keep: Any = None
-) -> driver.Trained:
-    """Train as the task asks for."""
-    recipe = Recipe(task.epochs, task.learning_rate, task.averaging, seed=seed)
-    saving = run.saving(slug(f"{task.name} {technique.name} {seed}"))
-    return driver.fit(task, recipe, technique, saving, keep)
+def learn(
+    run: RunFolder, config: Config, technique: Technique, share: float, seed: int
+) -> dict[str, Any]:
+    """Train a network on invented texts, and watch the embeddings of its opinion words.
 
-
-def learn(run: RunFolder, config: Config, regime: Regime, seed: int) -> Learnt:
-    """Train a network on invented texts, and look at what its opinion words get."""
-    technique = regime.technique
+    Returns:
+      accuracy: [length], after each word of long texts.
+      gradient, moved: as of `watched.fit`.
+      history: the trainer's.
+    """
     size = {"length": config.length, "reach": config.k2, "epochs": config.passes}
-    task = opinions.make_task(**size, share=regime.share, seed=seed)
+    task = opinions.make_task(**size, share=share, seed=seed)
     # In order of length: the shortest texts and the longest, of one shape, to compile once.
     shortest, *_, longest = technique.batches(task, "train", None)
-    lacking = longest.inputs.shape[1] - shortest.inputs.shape[1]
-    shortest = jax.tree.map(lambda x: np.pad(x, ((0, 0), (lacking, 0))), shortest)
+    padding = longest.inputs.shape[1] - shortest.inputs.shape[1]
+    shortest = jax.tree.map(lambda x: np.pad(x, ((0, 0), (padding, 0))), shortest)
     rows = opinions.encode(" ".join(opinions.OPINIONS))
-    start = driver.make_state(task, Recipe(1, 0.0, 0.0, seed=seed))
-    before = np.asarray(start.params["encoder"]["embedding"])[rows]
 
-    def largest(params: Any) -> float:
-        state = dataclasses.replace(start, params=params)
-        found = [tbptt.gradient(state, b, technique.plan) for b in (shortest, longest)]
-        return max(float(np.abs(g["encoder"]["embedding"][rows]).max()) for g in found)
+    def opinion_words(params: Params) -> jax.Array:
+        return params["encoder"]["embedding"][rows]
 
-    def look(history: list[dict[str, Any]], best: Any) -> None:
-        if best is not None:
-            history[-1]["gradient"] = largest(best)
-
-    at_first = largest(start.params)
-    trained = fit(run, task, technique, seed, look)
-    seen = [at_first, *(row["gradient"] for row in trained.history if "gradient" in row)]
-    after = np.asarray(trained.state.params["encoder"]["embedding"])[rows]
+    batches = [shortest, longest]
+    trained, found = watched.fit(run, task, technique, seed, opinion_words, batches)
     answers = [
         (np.asarray(tbptt.predict(trained.state, batch)).argmax(-1) == batch.targets)[batch.mask]
         for batch in task.batches("test", 1, None)
     ]
-    accuracy = np.concatenate(answers).reshape(-1, config.length).mean(0)
-    moved = float(np.abs(after - before).max())
-    return Learnt(accuracy.tolist(), max(seen), moved, trained.history)
+    accuracy = np.concatenate(answers).reshape(-1, config.length).mean(0).tolist()
+    return {"accuracy": accuracy, **found, "history": trained.history}
 
 
 def updates_until(history: list[dict[str, Any]], accuracy: float) -> int | None:
-    """Updates made when the accuracy on validation was first so high; None: it never was."""
+    """Updates made when the validation accuracy was first so high; None: it never was."""
     return next((row["updates"] for row in history if row["valid_score"] >= accuracy), None)
 
 
-def summary(config: Config, found: dict[str, list[Learnt]]) -> str:
+def summary(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
     """A row for each way to train."""
-    asked = sorted({min(10, config.k2), config.k2, config.length})
-    rows = []
+    counts, rows = sorted({min(10, config.k2), config.k2, config.length}), []
     for name, nets in found.items():
-        reached = [u for net in nets if (u := updates_until(net.history, 0.95)) is not None]
+        reached = [u for net in nets if (u := updates_until(net["history"], 0.95)) is not None]
         when = f"{statistics.median(reached):,.0f}" if reached else "never"
         if 0 < len(reached) < len(nets):
             when += f" ({len(reached)} of {len(nets)})"
-        accuracy = np.mean([net.accuracy for net in nets], 0)
-        largest = [max(net.gradient for net in nets), max(net.moved for net in nets)]
-        shares = [f"{accuracy[words - 1]:.1%}" for words in asked]
-        rows.append([name, *shares, when, *(f"{x:.1e}" for x in largest)])
-    head = ["training", *(f"after {words} words" for words in asked), "updates to 95%"]
-    return common.table([*head, "largest gradient", "moved by"], rows)
+        accuracy = np.mean([net["accuracy"] for net in nets], 0)
+        largest = [f"{max(net[key] for net in nets):.1e}" for key in ("gradient", "moved")]
+        rows.append([name, *(f"{accuracy[n - 1]:.1%}" for n in counts), when, *largest])
+    head = ["training", *(f"after {n} words" for n in counts), "updates to 95%"]
+    return figures.table([*head, "largest gradient", "moved by"], rows)
 
 
-def plot_invented(config: Config, found: dict[str, list[Learnt]], run: RunFolder) -> None:
-    """Accuracy by words read, and over training; means of the networks."""
-    words = np.arange(opinions.OPENING, config.length + 1)
-    by_words, by_updates = (common.figure(1, 1, width=7, height=3.2) for _ in range(2))
-    for i, (name, nets) in enumerate(found.items()):
-        # Thinner and thinner: many of the lines lie on each other.
-        options = {"label": name, "linewidth": max(1.0, 6 - i), "color": f"C{i}"}
-        accuracy = 100 * np.mean([net.accuracy for net in nets], 0)
-        by_words[1].plot(words, accuracy[words - 1], **options)
-        updates = [row["updates"] for row in nets[0].history]
-        scores = np.mean([[row["valid_score"] for row in net.history] for net in nets], 0)
-        by_updates[1].plot(updates, 100 * scores, **options)
-    by_words[1].axvline(config.k2, color="0.8", zorder=0)
-    by_words[1].set(xlabel="words of the text, its opinion in the first five", ylim=(-3, 103))
-    by_updates[1].set(xlabel="updates", ylim=(40, 103), xscale="log")
-    for (figure, axes), file in ((by_words, "by_length.png"), (by_updates, "training.png")):
-        axes.set(ylabel="accuracy (%), mean of networks")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right", frameon=False)
-        figure.savefig(run.path / file)
+def invented_panels(
+    config: Config, found: dict[str, list[dict[str, Any]]]
+) -> tuple[list[Panel], list[Panel]]:
+    """Accuracy by words read, and over training; a panel for each way to train."""
+    words, by_words, by_updates = np.arange(opinions.OPENING, config.length + 1), [], []
+    axes = {"percent": True, "limits": (-0.03, 1.12)}
+    lines, networks = {f"k2 = {config.k2}": config.k2}, f"mean and range of {config.seeds} networks"
+    for name, nets in found.items():
+        answers = np.array([net["accuracy"] for net in nets])[:, words - 1]
+        panel = Panel("words read", "test accuracy", [Curve(networks, words, answers)], name)
+        by_words.append(panel._replace(lines=lines, **axes))
+        updates = [row["updates"] for row in nets[0]["history"]]
+        scores = [[row["valid_score"] for row in net["history"]] for net in nets]
+        panel = Panel("updates", "validation accuracy", [Curve(networks, updates, scores)], name)
+        by_updates.append(panel._replace(log="x", **axes))
+    return by_words, by_updates
 
 
-def only(batch: tbptt.Batch, words: int, end: str, longer: int, shorter: int) -> tbptt.Batch:
-    """The first or the last words of texts of some lengths, asked after the last that is left."""
+def only(batch: Batch, words: int, end: str, longer: int, shorter: int) -> Batch:
+    """The first or the last words of texts of some lengths, a loss at the last one left."""
     mask = np.asarray(batch.mask)
     lengths = mask.sum(1, keepdims=True)
     place = mask.cumsum(1) if end == "first" else lengths + 1 - mask.cumsum(1)
@@ -201,47 +152,51 @@ def only(batch: tbptt.Batch, words: int, end: str, longer: int, shorter: int) ->
     return data.mark_losses(batch._replace(mask=left))
 
 
-def some(part: reviews.Texts) -> reviews.Texts:
-    """Every second text that is not so short that its shape would have to be compiled too."""
-    chosen = [i for i, text in enumerate(part.ids) if len(text) > reviews.padding(1)][::2]
-    return reviews.Texts([part.ids[i] for i in chosen], part.labels[chosen])
-
-
-def counts_of_words(texts: reviews.Config) -> list[int]:
+def shown_words(texts: reviews.Config) -> list[int]:
     """How many words of a review are shown."""
     return [n for n in (10, 30, 60, 100, 200) if n < 0.6 * texts.max_length]
 
 
-def check_reviews(texts: reviews.Config, parts: dict[Part, reviews.Texts]) -> None:
-    """End the program, before anything is trained, where reviews are too short to be shown."""
-    longest, most = counts_of_words(texts)[-1], texts.max_length
+def load_reviews(config: Config) -> tuple[reviews.Config, Task]:
+    """The reviews; the program ends, before anything is trained, if they are too short."""
+    # Without dropout there is less to compile.
+    small = {"hidden": 16, "embedding": 16, "epochs": 1, "dropout": 0.0, "word_dropout": 0.0}
+    options = {**fast_values(reviews.Config), **small} if config.fast else {}
+    texts = reviews.Config(data_dir=config.data_dir, fast=config.fast, **options)
+    parts, vocabulary = reviews.load_texts(texts)
+    longest, most = shown_words(texts)[-1], texts.max_length
     for name, part in parts.items():
-        if not any(longest < len(ids) < most for ids in part.ids):
-            common.stop(
+        if config.fast:  # every second text that needs no further shape to be compiled
+            some = [i for i, ids in enumerate(part.texts) if len(ids) > reviews.padding(1)][::2]
+            parts[name] = reviews.Texts([part.texts[i] for i in some], part.labels[some])
+        if not any(longest < len(ids) < most for ids in parts[name].texts):
+            stop(
                 f"--data_dir: expected reviews of more than {longest} and fewer than {most} words "
                 f"in the part {name}, got none; give a folder with longer ones"
             )
+    return texts, reviews.make_task(texts, parts, len(vocabulary))
 
 
 def review_accuracy(
-    run: RunFolder, config: Config, texts: reviews.Config, parts: Any, words: int
-) -> dict:
+    run: RunFolder, config: Config, texts: reviews.Config, task: Task
+) -> dict[str, Any]:
     """For each way to train on reviews: accuracy on the first and on the last N words of a text.
 
     All on the same texts: those longer than the largest N, and short enough not to be cut.
     """
-    task = reviews.make_task(texts, parts, words)
-    counts = counts_of_words(texts)
-    plan, full = (tbptt.Truncation(k, k) for k in (config.k2, texts.max_length))
+    counts, k2, end = shown_words(texts), config.k2, "loss at the end"
+    cut, full = (Truncation(k, k) for k in (k2, texts.max_length))
     techniques = [
-        Technique(f"loss at the end, k2 = {config.k2}", plan),
-        Technique(f"loss every {config.k2}, k2 = {config.k2}", plan, every=config.k2),
-        *([] if config.fast else [Technique("loss at the end, full BPTT", full)]),
+        Technique(f"{end}, k2 = {k2}", cut),
+        Technique(f"loss every {k2}, k2 = {k2}", cut, every=k2),
+        *([] if config.fast else [Technique(f"{end}, full BPTT", full)]),
     ]
     test = task.batches("test", 1, None)
     result: dict[str, Any] = {"words": counts}
     for technique in techniques:
-        state = fit(run, task, technique, 0).state
+        recipe = Recipe(task.epochs, task.learning_rate, task.averaging)
+        saving = run.saving(slug(f"{task.name} {technique.name}"))
+        state = trainer.fit(task, recipe, technique, saving).state
         for end in ("first", "last"):
             for count in (*counts, texts.max_length):
                 left = [only(b, count, end, counts[-1], texts.max_length) for b in test]
@@ -251,67 +206,54 @@ def review_accuracy(
     return result
 
 
-def review_tables(result: dict[str, Any]) -> str:
-    """A table for the first words, and one for the last."""
-    columns = [*map(str, result["words"]), "all"]
-    return "\n\n".join(
-        common.table(
-            [f"{end} words shown", *columns],
-            [[name, *(f"{s:.1%}" for s in scores)] for name, scores in result[end].items()],
+def review_table(result: dict[str, Any], end: str) -> str:
+    """A row for each way to train."""
+    rows = [[name, *(f"{s:.1%}" for s in scores)] for name, scores in result[end].items()]
+    return figures.table([f"{end} words shown", *result["words"], "all"], rows)
+
+
+def review_panels(result: dict[str, Any]) -> list[Panel]:
+    """Accuracy by the number of words that are shown."""
+    ticks = dict(enumerate([*map(str, result["words"]), "all"]))
+    scores = np.concatenate([*result["first"].values(), *result["last"].values()])
+    axes = {"percent": True, "ticks": ticks, "limits": (scores.min() - 0.02, scores.max() + 0.02)}
+    return [
+        Panel(
+            f"{end} words shown",
+            "test accuracy",
+            [Curve(name, range(len(ticks)), ys) for name, ys in result[end].items()],
+            **axes,
         )
         for end in ("first", "last")
-    )
+    ]
 
 
-def plot_reviews(result: dict, run: RunFolder) -> None:
-    """Accuracy by the number of words that are shown."""
-    figure, axes = common.figure(1, 2, width=8, height=3)
-    ticks = range(len(result["words"]) + 1)
-    for ax, end in zip(axes, ("first", "last"), strict=True):
-        for style, (name, scores) in zip(
-            ("C0o-", "C2s--", "C3^-."), result[end].items(), strict=False
-        ):
-            ax.plot(ticks, 100 * np.array(scores), style, label=name, markersize=4, linewidth=1)
-        ax.set_xticks(ticks, [*map(str, result["words"]), "all"])
-        ax.set(xlabel=f"{end} words shown", ylabel="test accuracy (%)")
-    axes[1].sharey(axes[0])
-    axes[0].legend(frameon=False)
-    figure.savefig(run.path / "reviews.png")
-
-
-def main(argv: list[str]) -> None:
-    """Train all networks, and tell."""
-    common.begin(argv)
-    config = run_folder.configure(Config, NAME, FAST)
+def main(config: Config) -> None:
+    """Train all networks, on invented texts and on reviews, and report."""
     check(config)
-    options = REVIEWS_FAST if config.fast else {}
-    texts = reviews.Config(data_dir=config.data_dir, fast=config.fast, **options)
-    # First, since it is what may be missing.
-    parts, vocabulary = common.load(reviews.load_texts, texts)
-    if config.fast:
-        parts = {name: some(part) for name, part in parts.items()}
-    check_reviews(texts, parts)
-    run = RunFolder.create(config, NAME)
-    found: dict[str, list[Learnt]] = {}
-    for name, regime in regimes(config).items():
-        found[name] = [learn(run, config, regime, seed) for seed in range(config.seeds)]
-    plot_invented(config, found, run)
-    records = {name: [net._asdict() for net in nets] for name, nets in found.items()}
-    result: dict[str, Any] = {"invented": records, "versions": common.versions()}
-    run.write_json("result.json", result)
-    print(f"\nInvented texts of {config.length} words, {config.seeds} networks of each kind:\n")
-    print(summary(config, found))
-    print(
-        "\nThe gradient is that of the embeddings of love, hate and the like, the largest entry.\n"
-    )
-    result["reviews"] = review_accuracy(run, config, texts, parts, len(vocabulary))
-    run.write_json("result.json", result)
-    plot_reviews(result["reviews"], run)
-    print(f"\nTest accuracy on the same {result['reviews']['texts']:,} reviews by words shown:\n")
-    print(review_tables(result["reviews"]))
+    texts, task = load_reviews(config)  # first, since they may be missing
+    with RunFolder.create(config) as run:
+        found = {
+            technique.name: [learn(run, config, technique, share, s) for s in range(config.seeds)]
+            for technique, share in regimes(config)
+        }
+        by_words, by_updates = invented_panels(config, found)
+        title = f"invented texts of {config.length} words, the opinion in the first five"
+        for name, panels in (("by_length.png", by_words), ("training.png", by_updates)):
+            run.write_figure(name, figures.curves(panels, title, rows=2, size=(9, 5)))
+        run.write_result({"invented": found})
+        print(f"\nInvented texts of {config.length} words, {config.seeds} networks of each kind:\n")
+        print(
+            f"{summary(config, found)}\n\nThe gradient is that of the embeddings of love, hate and"
+        )
+        print("the like, the largest entry.")
+        shown = review_accuracy(run, config, texts, task)
+        run.write_result({"invented": found, "reviews": shown})
+        run.write_figure("reviews.png", figures.curves(review_panels(shown)))
+    print(f"\nTest accuracy on the same {shown['texts']:,} reviews by words shown:\n")
+    print("\n\n".join(review_table(shown, end) for end in ("first", "last")))
     print(f"\nsaved in {run.path}: by_length.png, training.png, reviews.png and result.json")
 
 
 if __name__ == "__main__":
-    common.define_flags(Config)
-    app.run(main)
+    command.run(Config, main)

@@ -1,38 +1,30 @@
-"""The naive split: sequences cut into pieces of so many steps, wherever that cuts them.
+"""What is lost when sequences are cut into pieces of equal length?
 
 python -m experiments.naive --task=reviews
 
-The pieces with the carry running through them, one update for each; the same pieces as sequences
-of their own, each from the initial carry; with the loss at a sequence's end only, where it has one
+Pieces with the carry running through them, one update for each; the same pieces as sequences of
+their own, each from the initial carry; with the loss at a sequence's end only, where it has one
 target; and whole sequences, full BPTT.
 """
 
-from absl import app
-
-import tbptt_jax as tbptt
-from experiments import common, comparison
+from experiments import compare
 from experiments.tasks import Task
 from experiments.technique import Technique
+from tbptt_jax import Truncation
 
 
 def techniques(task: Task, steps: int) -> list[Technique]:
-    """The naive split, what is made of it, and none."""
-    cut, whole = tbptt.Truncation(steps, steps), tbptt.Truncation(task.length, task.length)
-    found = [
-        Technique(f"pieces of {steps}, carry kept", cut, every=steps),
-        Technique(f"pieces of {steps}, each on its own", cut, every=steps, pieces=steps),
+    """The naive split, two variants, and no split."""
+    cut, whole = Truncation(steps, steps), Truncation(task.length, task.length)
+    pieces = f"pieces of {steps}"
+    at_end = [Technique(f"{pieces}, carry kept, loss at the end", cut)] if task.many_to_one else []
+    return [
+        Technique(f"{pieces}, carry kept", cut, every=steps),
+        Technique(f"{pieces}, each on its own", cut, every=steps, pieces=steps),
+        *at_end,
+        Technique("whole, full BPTT", whole),
     ]
-    if task.many_to_one:
-        found.append(Technique(f"pieces of {steps}, carry kept, loss at the end", cut))
-    return [*found, Technique("whole, full BPTT", whole)]
-
-
-def main(argv: list[str]) -> None:
-    """Compare."""
-    common.begin(argv)
-    comparison.main("naive", techniques)
 
 
 if __name__ == "__main__":
-    common.define_flags(comparison.Config)
-    app.run(main)
+    compare.run("naive", techniques)

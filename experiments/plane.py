@@ -1,4 +1,4 @@
-"""The plane of plans that a grid search goes over: k1 by k2, once for each anchor."""
+"""The plane of plans that a grid search covers: k1 by k2, once for each anchor."""
 
 import itertools
 import math
@@ -12,28 +12,22 @@ from experiments.tasks import Task
 from tbptt_jax import data
 from tbptt_jax.types import Anchor
 
-# A plan of which a pass takes longer than so many of full BPTT is left out, unless asked for.
+# A plan of which a pass takes longer than so many of full BPTT is left out, unless requested.
 MOST_WORK = 30
 # So many of the k2 rounds that anchor="loss" makes cost as much as all else; measured, on a CPU.
 ROUNDS = 15
 
 
 class Plane(NamedTuple):
-    """The plans of a search.
-
-    Attributes:
-      k1, k2, anchors: the axes, ascending.
-      runs: the plans that are run, the quickest first.
-      same: for every plan that gets a result, the one that is run for it, mostly itself.
-      left_out: those that would take too long.
-    """
+    """The plans of a search; the axes are ascending."""
 
     k1: list[int]
     k2: list[int]
     anchors: list[Anchor]
-    runs: list[tbptt.Truncation]
+    runs: list[tbptt.Truncation]  # the plans that are run, the quickest first
+    # For every plan that gets a result, the one that is run for it, mostly itself.
     same: dict[tbptt.Truncation, tbptt.Truncation]
-    left_out: list[tbptt.Truncation]
+    left_out: list[tbptt.Truncation]  # those that would take too long
 
 
 def default_steps(length: int, count: int) -> list[int]:
@@ -57,11 +51,11 @@ def credit_of(plan: tbptt.Truncation, task: Task, stream: bool) -> tuple[int, by
     """What a training is made of: plans for which this is equal train the same networks.
 
     It is when updates are made, and the rows of the credit matrix that have a loss. A stream goes
-    on after the length of the task, so it is looked at for long enough that nothing new comes.
+    on after the length of the task, so three lengths are compared.
     """
     length = 3 * task.length if stream else task.length
     matrix = tbptt.credit_matrix(plan, length) > 0
-    if task.many_to_one:  # asked at the end of every window, and of the sequence
+    if task.many_to_one:  # a loss at the end of every window, and of the sequence
         matrix = matrix[[*range(plan.k1 - 1, length - 1, plan.k1), length - 1]]
     return plan.k1, np.packbits(matrix).tobytes()
 

@@ -1,176 +1,182 @@
-"""Is there a 1 among 20 steps, asked at the end, when the gradient reaches back 10?
+"""Is there a 1 among 20 steps, when the gradient reaches back 10?
 
 python -m experiments.presence_of_one
 
 The toy of the question this project starts from. A network is trained on sequences whose 1, if
 there is one, stands in the first ten steps, anywhere, or in the last ten, with the gradient of the
-last k2 steps and with full BPTT, and then asked about a 1 at each position. What the input weights
-learn from steps beyond the gradient's reach is nothing, to the bit.
+last k2 steps and with full BPTT. At the end of a sequence it is asked whether there was a 1, for
+each position of the 1. What the input weights learn from steps beyond the gradient's reach is
+nothing, to the bit.
 """
 
 import dataclasses
-from typing import Any
+import functools
+import itertools
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-import optax
-from absl import app
-from flax import nnx
+from tqdm import tqdm
 
 import tbptt_jax as tbptt
-from experiments import common, run_folder
-from experiments.common import RunOptions, flag
-from experiments.run_folder import Journal, RunFolder
+from experiments import command, figures, watched
+from experiments.config import RunOptions, flag
+from experiments.figures import Curve, Panel
+from experiments.run import RunFolder
+from experiments.tasks import Task, networks
+from experiments.tasks.task import Part
+from experiments.technique import Technique
+from tbptt_jax.types import Params
 
-NAME = "presence_of_one"
+PASS = 50  # updates
+PARTS = ("first_half", "second_half", "none")
+Row: TypeAlias = dict[str, Any]
+Found: TypeAlias = dict[tuple[str, str], list[Row]]  # by place of the 1s in training, and plan
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(RunOptions):
-    """What a run is."""
+    """What is trained."""
+
+    NAME = "presence_of_one"
 
     length: int = flag(20, "Steps of a sequence.", 2)
     k2: int = flag(10, "Steps that the gradient reaches back from the end.", 1)
     hidden: int = flag(16, "Units of the LSTM.", 1)
-    updates: int = flag(1000, "Parameter updates of a network.", 1)
+    passes: int = flag(20, f"Passes of {PASS} parameter updates.", 1, fast=6)
     batch_size: int = flag(64, "Sequences in a batch; every second one holds a 1.", 2)
-    learning_rate: float = flag(1e-2, "Adam's.", above=0)
-    seeds: int = flag(10, "Networks of each kind.", 1)
-    fast: bool = flag(False, "3 networks of each kind and 300 updates.")
+    learning_rate: float = flag(
+        1e-2, "Adam's, at first; a cosine takes it to 0 by the end.", above=0
+    )
+    seeds: int = flag(10, "Networks of each kind.", 1, fast=3)
+    fast: bool = flag(False, "3 networks of each kind and 6 passes.")
 
 
 def regimes(config: Config) -> dict[str, tuple[int, int]]:
     """Where a 1 may stand in training: steps first + 1 .. last."""
-    half = config.length // 2
-    return {
-        f"steps 1 to {half}": (0, half),
-        "anywhere": (0, config.length),
-        f"steps {half + 1} to {config.length}": (half, config.length),
-    }
+    half, length = config.length // 2, config.length
+    places = {f"steps 1 to {half}": (0, half), "anywhere": (0, length)}
+    return {**places, f"steps {half + 1} to {length}": (half, length)}
 
 
-def make_batch(config: Config, places: np.ndarray, rows: int) -> tbptt.Batch:
-    """The first sequences hold a 1 at each of the places, the others none; asked at the end."""
-    inputs = np.zeros((rows, config.length, 1), np.float32)
-    inputs[np.arange(len(places)), places] = 1
-    targets = np.zeros((rows, config.length), np.int32)
-    targets[: len(places)] = 1
-    weights = np.zeros((rows, config.length), np.float32)
-    weights[:, -1] = 1
-    return tbptt.Batch(inputs, targets, weights=weights)
+def make_batch(length: int, places: np.ndarray) -> tbptt.Batch:
+    """Sequences with a 1 at their places, [B, N], N of them one after the other in each lane.
 
-
-def make_state(config: Config, optimizer: Any, seed: int) -> tbptt.TrainState:
-    """A small LSTM that reads numbers and tells two classes apart."""
-    rngs = nnx.Rngs(seed)
-    model = tbptt.SequenceModel(
-        core=tbptt.LSTM(1, config.hidden, rngs=rngs),
-        readout=nnx.Linear(config.hidden, 2, rngs=rngs),
+    A sequence whose place is `length` holds none. The loss is at a sequence's end.
+    """
+    ones, steps = places[..., None] == np.arange(length), np.arange(places.shape[1] * length)
+    inputs = ones.reshape(len(places), -1, 1).astype(np.float32)
+    targets = ones.any(-1).repeat(length, axis=1).astype(np.int32)
+    first, last = (
+        np.broadcast_to(steps % length == step, targets.shape) for step in (0, length - 1)
     )
-    loss = optax.losses.softmax_cross_entropy_with_integer_labels
-    return tbptt.TrainState.create(model, optimizer, loss)
+    return tbptt.Batch(inputs, targets, weights=last.astype(np.float32), reset=first)
 
 
-def input_gradient(state: tbptt.TrainState, batch: tbptt.Batch, plan: tbptt.Truncation) -> float:
-    """The largest entry, by size, of the gradient of the input weights."""
-    grads = tbptt.gradient(state, batch, plan)
-    return float(np.abs(grads["core"]["dense_i"]["kernel"]).max())
+def make_task(config: Config, where: str) -> Task:
+    """Is there a 1? In every second sequence, at a place that training has."""
+    first, last = regimes(config)[where]
+
+    def batches(part: Part, multiple: int, rng: np.random.Generator | None) -> list[tbptt.Batch]:
+        del multiple  # all sequences are of one length
+        if part == "train":
+            draw = rng or np.random.default_rng(0)
+            places = draw.integers(first, last, (config.batch_size, PASS))
+        else:
+            # Of one shape wherever a 1 may be, to compile once.
+            places = np.resize(np.arange(first, last), config.length).repeat(2)[:, None]
+        places[::2] = config.length
+        return [make_batch(config.length, places)]
+
+    return Task(
+        name=f"1s in {where}",
+        step="step",
+        length=config.length,
+        steps=config.k2,
+        many_to_one=False,
+        batches=batches,
+        network=functools.partial(networks.lstm, 1, config.hidden, 2),
+        epochs=config.passes,
+        learning_rate=config.learning_rate,
+        averaging=0.0,  # the parameters as they are: what did not move shows
+    )
 
 
-def train(
-    config: Config, where: tuple[int, int], plan: tbptt.Truncation, optimizer: Any, seed: int
-) -> tuple[np.ndarray, float]:
-    """The probability of "there is a 1" by the position of the 1, none last; the gradient seen."""
-    state, rng = make_state(config, optimizer, seed), np.random.default_rng(seed)
-    largest = 0.0
-    for i in range(config.updates):
-        batch = make_batch(config, rng.integers(*where, config.batch_size // 2), config.batch_size)
-        if i % 50 == 0:
-            largest = max(largest, input_gradient(state, batch, plan))
-        state, metrics = tbptt.train_step(state, batch, plan)
-        if config.on_nonfinite == "stop" and not np.all(metrics.finite):
-            common.stop(
-                f"update {i + 1} of seed {seed}, {plan}: the loss is {float(metrics.loss[0]):g}, "
-                f"the norm of the gradient {float(metrics.grad_norm[0]):g}; it was not trained on. "
-                "Lower --learning_rate, or leave such updates out with --on_nonfinite=skip"
-            )
-    every = make_batch(config, np.arange(config.length), config.length + 1)
-    outputs = tbptt.predict(state, every)[:, -1]
-    return np.asarray(jax.nn.softmax(outputs)[:, 1]), largest
+def train_all(config: Config, run: RunFolder) -> Found:
+    """For each network the probability of "there is a 1" by the position of the 1, none last.
+
+    And the largest entry, by size, of the gradients of its input weights.
+    """
+    length, k2 = config.length, f"k2 = {config.k2}"
+    plans = {k2: tbptt.Truncation(length, config.k2), "full BPTT": tbptt.Truncation(length, length)}
+    every, found = make_batch(length, np.arange(length + 1)[:, None]), {}
+    jobs = list(itertools.product(regimes(config), plans, range(config.seeds)))
+    for where, plan, seed in tqdm(jobs, "networks", leave=False):
+        task, technique = make_task(config, where), Technique(plan, plans[plan])
+        probes = task.batches("valid", 1, None)
+        about = run, task, technique, seed, input_weights, probes
+        trained, seen = watched.fit(*about, show=lambda share: None)  # no bar of its own
+        probability = jax.nn.softmax(tbptt.predict(trained.state, every)[:, -1])[:, 1]
+        row = {"probability": probability.tolist(), "largest_input_gradient": seen["gradient"]}
+        found.setdefault((where, plan), []).append(row)
+    return found
 
 
-def draw(config: Config, found: dict[tuple[str, str], np.ndarray], run: RunFolder) -> None:
-    """The probability by position: one panel for each place of the 1s in training."""
-    names = list(regimes(config))
-    figure, axes = common.figure(1, len(names), width=8, height=2.8)
-    steps = np.arange(1, config.length + 1)
-    for ax, name in zip(axes, names, strict=True):
-        styles = iter(("C0o-", "C1s--"))
-        for (regime, plan), ones in found.items():
-            if regime == name:
-                ax.plot(
-                    steps, ones[:, :-1].mean(0), next(styles), label=plan, markersize=3, linewidth=1
-                )
-        ax.axvspan(config.length - config.k2 + 0.5, config.length + 0.5, color="0.93", zorder=0)
-        ax.set(title=f"trained on 1s {name}", xlabel="position of the 1", ylim=(-0.03, 1.03))
-        ax.title.set_fontsize(9)
-    axes[0].set_ylabel('probability of "there is a 1", mean')
-    axes[1].legend(frameon=False, loc="lower left")
-    figure.savefig(run.path / "presence_of_one.png")
+def input_weights(params: Params) -> jax.Array:
+    """What the LSTM reads its input with."""
+    return params["core"]["dense_i"]["kernel"]
 
 
-def main(argv: list[str]) -> None:
-    """Train all networks, and tell."""
-    common.begin(argv)
-    config = run_folder.configure(Config, NAME, {"seeds": 3, "updates": 300})
-    run = RunFolder.create(config, NAME)
-    length, half = config.length, config.length // 2
-    plans = {
-        f"k2 = {config.k2}": tbptt.Truncation(length, config.k2),
-        "full BPTT": tbptt.Truncation(length, length),
+def panels(config: Config, found: Found) -> list[Panel]:
+    """The probability by position, of all networks; a panel for each place of training's 1s."""
+    steps, end = np.arange(1, config.length + 1), config.length + 0.5
+    axes = {
+        "limits": (-0.03, 1.03),
+        "beyond": (0.5, end - config.k2, f"beyond k2 = {config.k2} from the loss"),
     }
-    # One optimizer for all: functions are compared by identity, and a new one is compiled anew.
-    optimizer = optax.adam(config.learning_rate)
-    jobs = [(r, p, s) for r in regimes(config) for p in plans for s in range(config.seeds)]
-    journal = Journal(run.path / "networks.jsonl")
-    done = {(row["trained_on"], row["plan"], row["seed"]): row for row in journal.read()}
-    for job in common.progress([job for job in jobs if job not in done], "networks"):
-        regime, plan, seed = job
-        p, seen = train(config, regimes(config)[regime], plans[plan], optimizer, seed)
-        row = {"trained_on": regime, "plan": plan, "seed": seed}
-        done[job] = {**row, "probability": p.tolist(), "largest_input_gradient": seen}
-        journal.add([done[job]])
-    ones: dict[tuple[str, str], list[list[float]]] = {}
-    largest: dict[tuple[str, str], float] = {}
-    for job in jobs:
-        row, key = done[job], job[:2]
-        ones.setdefault(key, []).append(row["probability"])
-        largest[key] = max(largest.get(key, 0.0), row["largest_input_gradient"])
-    found = {key: np.stack(results) for key, results in ones.items()}
-    draw(config, found, run)
-    rows, records = [], []
-    for (regime, plan), p in found.items():
+    by_place: dict[str, list[Curve]] = {}
+    for (where, plan), nets in found.items():
+        curve = Curve(plan, steps, [net["probability"][:-1] for net in nets])
+        by_place.setdefault(where, []).append(curve)
+    y = 'probability of "there is a 1"'
+    return [
+        Panel("step of the 1", y, curves, f"trained on 1s {where}", **axes)
+        for where, curves in by_place.items()
+    ]
+
+
+def summary(config: Config, found: Found) -> list[Row]:
+    """Shares of correct answers by where the 1 is, as result.json holds them."""
+    half, length, rows = config.length // 2, config.length, []
+    for (where, plan), nets in found.items():
+        p = np.array([net["probability"] for net in nets])
         right = np.where(np.arange(length + 1) < length, p > 0.5, p <= 0.5)
-        parts = right[:, :half].mean(), right[:, half:length].mean(), right[:, length].mean()
-        largest_here = largest[regime, plan]
-        rows.append([regime, plan, *(f"{part:.0%}" for part in parts), f"{largest_here:.1e}"])
-        names = ("first_half", "second_half", "none")
-        records.append(
-            {
-                "trained_on": regime,
-                "plan": plan,
-                **{name: float(part) for name, part in zip(names, parts, strict=True)},
-                "largest_input_gradient": largest_here,
-                "probability": p.mean(0).tolist(),
-            }
-        )
-    run.write_json("result.json", {"rows": records, "versions": common.versions()})
-    head = ["1s in training", "gradient", f"1 in 1 to {half}", f"1 in {half + 1} to {length}"]
-    print(f"\nShare answered rightly, {config.seeds} networks of each kind:\n")
-    print(common.table([*head, "no 1", "largest gradient of the input weights"], rows))
+        shares = right[:, :half], right[:, half:length], right[:, length]
+        row: Row = {"trained_on": where, "plan": plan}
+        row |= {name: float(share.mean()) for name, share in zip(PARTS, shares, strict=True)}
+        row["largest_input_gradient"] = max(net["largest_input_gradient"] for net in nets)
+        rows.append({**row, "probability": p.mean(0).tolist()})
+    return rows
+
+
+def main(config: Config) -> None:
+    """Train all networks, and report."""
+    with RunFolder.create(config) as run:
+        found = train_all(config, run)
+        rows = summary(config, found)
+        run.write_result({"rows": rows})
+        run.write_figure("presence_of_one.png", figures.curves(panels(config, found)))
+    half, largest = config.length // 2, "largest_input_gradient"
+    places = f"1 in 1 to {half}", f"1 in {half + 1} to {config.length}", "no 1"
+    head = ["1s in training", "gradient", *places, "largest gradient of the input weights"]
+    cells = [
+        [r["trained_on"], r["plan"], *(f"{r[part]:.0%}" for part in PARTS), f"{r[largest]:.1e}"]
+        for r in rows
+    ]
+    print(f"\nShare of correct answers, {config.seeds} networks of each kind:\n")
+    print(figures.table(head, cells))
     print(f"\nsaved in {run.path}: presence_of_one.png and result.json")
 
 
 if __name__ == "__main__":
-    common.define_flags(Config)
-    app.run(main)
+    command.run(Config, main)

@@ -3,15 +3,16 @@
 import dataclasses
 import time
 
-import numpy as np
-
 import tbptt_jax as tbptt
-from experiments import common, driver, reviews
-from experiments.driver import Trained
-from experiments.run_folder import RunFolder
+from experiments import trainer
+from experiments.run import RunFolder
+from experiments.tasks.imdb import Vocabulary
 from experiments.tasks.reviews import Config, Texts, load_texts, make_task
 from experiments.tasks.task import Part, Task
-from experiments.technique import Recipe, Technique
+from experiments.technique import Recipe, Technique, warn_beyond
+from experiments.trainer import Trained
+
+VOCABULARY = "vocabulary.json"
 
 
 def technique(config: Config) -> Technique:
@@ -30,45 +31,28 @@ def recipe(config: Config) -> Recipe:
     return Recipe(**{name: getattr(config, name) for name in names})
 
 
-def load_data(config: Config) -> tuple[dict[Part, Texts], reviews.Vocabulary]:
-    """The texts of each part; without them the program ends."""
-    return common.load(load_texts, config)
-
-
-def load_run(run: RunFolder) -> tuple[Config, reviews.Vocabulary, tbptt.TrainState]:
-    """What a finished run was, and its network."""
+def load_run(run: RunFolder) -> tuple[Config, Vocabulary, tbptt.TrainState]:
+    """The configuration of a finished run, and its network."""
     config = run.read_config(Config)
-    vocabulary = common.load(reviews.Vocabulary.load, run.path / "vocabulary.json")
+    vocabulary = Vocabulary(run.read_json(VOCABULARY, list[str]))
     state = untrained(config, len(vocabulary))
     return config, vocabulary, dataclasses.replace(state, params=run.load_params(state.params))
 
 
 def untrained(config: Config, words: int) -> tbptt.TrainState:
     """The network of a run before training."""
-    return driver.make_state(make_task(config, {}, words), recipe(config))
+    return trainer.make_state(make_task(config, {}, words), recipe(config))
 
 
-def run_training(config: Config, run: RunFolder) -> tuple[Task, dict[Part, Texts], Trained]:
+def train(config: Config, run: RunFolder) -> tuple[Task, dict[Part, Texts], Vocabulary, Trained]:
     """Load the texts and train, leaving in the folder what `load_run` needs."""
-    begun = time.perf_counter()
-    parts, vocabulary = load_data(config)
-    run.write_json("vocabulary.json", vocabulary.words)
-    sizes = ", ".join(f"{len(part.ids):,} {name}" for name, part in parts.items())
-    print(f"{sizes} texts, {len(vocabulary):,} words, in {time.perf_counter() - begun:.1f} s")
-    task = make_task(config, parts, len(vocabulary))
-    return (
-        task,
-        parts,
-        driver.fit(task, recipe(config), technique(config), run.saving("training"), run.keep),
-    )
-
-
-def judge(task: Task, state: tbptt.TrainState) -> tuple[np.ndarray, np.ndarray]:
-    """For every text for test: whether it is classified rightly, and its length."""
-    correct, lengths = [], []
-    for batch in task.batches("test", 1, None):
-        outputs = np.asarray(tbptt.predict(state, batch))
-        real = batch.mask[:, -1]
-        correct.append((outputs[:, -1].argmax(-1) == batch.targets[:, -1])[real])
-        lengths.append(batch.mask.sum(1)[real])
-    return np.concatenate(correct), np.concatenate(lengths)
+    started = time.perf_counter()
+    parts, vocabulary = load_texts(config)
+    run.write_json(VOCABULARY, vocabulary.words)
+    sizes = ", ".join(f"{len(part.texts):,} {name}" for name, part in parts.items())
+    print(f"{sizes} texts, {len(vocabulary):,} words, in {time.perf_counter() - started:.1f} s")
+    task, saving = make_task(config, parts, len(vocabulary)), run.saving("training")
+    chosen = technique(config)
+    warn_beyond(chosen.plan, max(map(len, parts["train"].texts)), task.step)
+    trained = trainer.fit(task, recipe(config), chosen, saving, run.save_epoch)
+    return task, parts, vocabulary, trained

@@ -1,4 +1,4 @@
-"""Sentiment of real, long movie reviews by truncated backpropagation through time.
+"""What does an LSTM learn of long reviews when its gradient reaches back 30 words?
 
 Train:    python -m experiments.sentiment --k1=30 --k2=30
 Predict:  python -m experiments.sentiment --predict="I love this film, although ..."
@@ -7,24 +7,41 @@ Predict:  python -m experiments.sentiment --predict="I love this film, although 
 of the text, with the gradient of its last k2 words. Full BPTT is k1 = k2 = --max_length.
 """
 
+import dataclasses
 import itertools
 import math
 
 import jax
 import numpy as np
-from absl import app, flags
 
 import tbptt_jax as tbptt
-from experiments import common, reviews, run_folder
+from experiments import command, figures
 from experiments import review_training as training
-from experiments.run_folder import RunFolder
-from experiments.tasks.reviews import FAST, Config, padding
+from experiments.config import flag
+from experiments.figures import Curve, Panel
+from experiments.files import stop
+from experiments.run import RunFolder
+from experiments.tasks import imdb, reviews
+from experiments.tasks.task import Task
 from tbptt_jax import data
 
-NAME = "sentiment"
+LENGTHS = [0, 60, 120, 180, 240, 300, 360, 420, 10**9]
 
 
-def reach(config: Config, length: int) -> tuple[float, float]:
+@dataclasses.dataclass(frozen=True)
+class Config(reviews.Config):
+    """What a run is."""
+
+    NAME = "sentiment"
+
+    predict: str | None = flag(
+        None,
+        "A text: print the probability after each of its words, by a finished run.",
+        saved=False,
+    )
+
+
+def reach(config: reviews.Config, length: int) -> tuple[float, float]:
     """Share of a text's words that receive gradient from any loss, and from the last one."""
     technique = training.technique(config)
     padded = padded_length(config, length)
@@ -38,134 +55,111 @@ def reach(config: Config, length: int) -> tuple[float, float]:
     return matrix[scored, words].any(0).mean(), matrix[-1, words].mean()
 
 
-def padded_length(config: Config, length: int) -> int:
+def padded_length(config: reviews.Config, length: int) -> int:
     """Steps of a text in its batch."""
-    multiple = padding(config.k1 if config.k1 < config.max_length else 1)
+    multiple = reviews.padding(config.k1 if config.k1 < config.max_length else 1)
     return math.ceil(length / multiple) * multiple
 
 
-def report(config: Config, right: np.ndarray, lengths: np.ndarray) -> str:
+def evaluate(task: Task, state: tbptt.TrainState) -> tuple[np.ndarray, np.ndarray]:
+    """For every test text: whether it is classified correctly, and its length."""
+    correct, lengths = [], []
+    for batch in task.batches("test", 1, None):
+        outputs = np.asarray(tbptt.predict(state, batch))
+        real = batch.mask[:, -1]
+        correct.append((outputs[:, -1].argmax(-1) == batch.targets[:, -1])[real])
+        lengths.append(batch.mask.sum(1)[real])
+    return np.concatenate(correct), np.concatenate(lengths)
+
+
+def tables(config: Config, correct: np.ndarray, lengths: np.ndarray) -> str:
     """Accuracy by length, and by how much of the text the last loss's gradient sees."""
     reaches = {n: reach(config, n) for n in np.unique(lengths).tolist()}
     any_loss, last_loss = np.array([reaches[n] for n in lengths.tolist()]).T
-
-    def rows(groups):
-        return [
-            [
-                name,
-                int(chosen.sum()),
-                f"{right[chosen].mean():.1%}",
-                f"{any_loss[chosen].mean():.0%}",
-                f"{last_loss[chosen].mean():.0%}",
-            ]
-            for name, chosen in groups
-            if chosen.any()
-        ]
-
-    edges = [0, 60, 120, 180, 240, 300, 360, 420, 10**9]
-    by_length = [
-        (f"{a + 1} to {b}" if b < 10**9 else f"over {a}", (lengths > a) & (lengths <= b))
-        for a, b in itertools.pairwise(edges)
-    ]
-    by_reach = [
-        ("all of the text", last_loss == 1),
-        ("half or more", (last_loss >= 0.5) & (last_loss < 1)),
-        ("a quarter to a half", (last_loss >= 0.25) & (last_loss < 0.5)),
-        ("less than a quarter", last_loss < 0.25),
-    ]
-    columns = ["texts", "accuracy", "words with gradient", "from the last loss"]
-    return "\n\n".join(
-        common.table([head, *columns], rows(groups))
-        for head, groups in (
-            ("words in the text", by_length),
-            ("the last loss's gradient sees", by_reach),
-        )
-    )
-
-
-def plot_history(run: RunFolder, history: list[dict], title: str) -> None:
-    """The learning curve."""
-    figure, (left, right) = common.figure(1, 2, width=7, height=2.8)
-    epochs = [row["epoch"] for row in history]
-    left.plot(epochs, [row["train_loss"] for row in history], "o-", label="training")
-    left.plot(epochs, [row["valid_loss"] for row in history], "s--", label="validation")
-    left.set(xlabel="epoch", ylabel="loss", xticks=epochs)
-    left.legend(frameon=False)
-    right.plot(epochs, [100 * row["valid_score"] for row in history], "s--", color="C1")
-    right.set(xlabel="epoch", ylabel="validation accuracy (%)", xticks=epochs)
-    figure.suptitle(title)
-    figure.savefig(run.path / "learning_curve.png")
-
-
-def run_training(config: Config) -> None:
-    """The whole job: data, training, test, figures."""
-    run = RunFolder.create(config, NAME)
-    task, _, trained = training.run_training(config, run)
-    right, lengths = training.judge(task, trained.state)
-    best = trained.best
-    result = {
-        "test_accuracy": float(right.mean()),
-        "test_texts": len(right),
-        "valid_accuracy": best["valid_score"],
-        "best_epoch": best["epoch"],
-        "seconds": trained.history[-1]["seconds"],
-        "versions": common.versions(),
+    by_length = {
+        f"{a + 1} to {b}" if b < 10**9 else f"over {a}": (lengths > a) & (lengths <= b)
+        for a, b in itertools.pairwise(LENGTHS)
     }
-    run.write_json("result.json", result)
-    plan = training.technique(config).name
-    plot_history(run, trained.history, f"{config.cell}, {plan}")
-    print("\n" + report(config, right, lengths))
+    by_reach = {
+        "all of the text": last_loss == 1,
+        "half or more": (last_loss >= 0.5) & (last_loss < 1),
+        "a quarter to a half": (last_loss >= 0.25) & (last_loss < 0.5),
+        "less than a quarter": last_loss < 0.25,
+    }
+    columns = ["texts", "accuracy", "words with gradient", "from the last loss"]
+    found = []
+    for head, groups in {
+        "words in the text": by_length,
+        "the last loss's gradient sees": by_reach,
+    }.items():
+        rows = []
+        for name, chosen in groups.items():
+            if chosen.any():
+                shares = [f"{share[chosen].mean():.0%}" for share in (any_loss, last_loss)]
+                rows.append([name, int(chosen.sum()), f"{correct[chosen].mean():.1%}", *shares])
+        found.append(figures.table([head, *columns], rows))
+    return "\n\n".join(found)
+
+
+def train(config: Config, run: RunFolder) -> None:
+    """The whole job: data, training, test, figures."""
+    task, _, _, trained = training.train(config, run)
+    correct, lengths = evaluate(task, trained.state)
+    best, plan = trained.best, training.technique(config).name
+    accuracy, seconds = float(correct.mean()), trained.history[-1]["seconds"]
+    tested = {"test_accuracy": accuracy, "test_texts": len(correct)}
+    validated = {"valid_accuracy": best["valid_score"], "best_epoch": best["epoch"]}
+    run.write_result({**tested, **validated, "seconds": seconds})
+    column = {name: [row[name] for row in trained.history] for name in trained.history[0]}
+    epochs = column["epoch"]
+    losses = [Curve("training", epochs, column["train_loss"])]
+    losses.append(Curve("validation", epochs, column["valid_loss"]))
+    scores = [Curve("validation", epochs, column["valid_score"])]
+    panels = [
+        Panel("epoch", "loss (nats)", losses),
+        Panel("epoch", "validation accuracy", scores, percent=True),
+    ]
+    run.write_figure("learning_curve.png", figures.curves(panels, f"{config.cell}, {plan}"))
+    print("\n" + tables(config, correct, lengths))
     print(
-        f"\ntest accuracy {result['test_accuracy']:.2%} on {len(right):,} texts "
-        f"({plan}; epoch {best['epoch']} was best on validation; "
-        f"{result['seconds']:.0f} s of training)"
-    )
-    print(
+        f"\ntest accuracy {accuracy:.2%} on {len(correct):,} texts ({plan}; epoch {best['epoch']} "
+        f"was best on validation; {seconds:.0f} s of training)\n"
         f"saved in {run.path}; try python -m experiments.sentiment --output_dir={run.path} "
         '--predict="I love this film"'
     )
 
 
-def run_prediction(output_dir: str | None, text: str) -> None:
+def predict(output_dir: str | None, text: str) -> None:
     """The probability after each word, by a finished run."""
-    run = RunFolder.open(output_dir, NAME)
+    run = RunFolder.open(output_dir, Config.NAME)
     config, vocabulary, state = training.load_run(run)
-    words = reviews.tokenize(text)
+    words = imdb.tokenize(text)
     if not words:
-        common.stop("--predict: expected a text with at least one word, got none")
+        stop("--predict: expected a text with at least one word, got none")
     ids = vocabulary.encode(words, len(words))
     # Padded to few lengths, so that the next text need not be compiled again.
     inputs, mask = data.pad([ids], padded_length(config, len(ids)))
     outputs = tbptt.predict(state, tbptt.Batch(inputs, inputs, mask=mask))
     positive = np.asarray(jax.nn.softmax(outputs[0], axis=-1))[mask[0], 1]
     for word, id_, p in zip(words, ids, positive, strict=True):
-        unknown = " (unknown)" if id_ == reviews.Vocabulary.UNKNOWN else ""
+        unknown = " (unknown)" if id_ == imdb.Vocabulary.UNKNOWN else ""
         print(f"{p:6.1%} {'#' * round(30 * p):<30} {word}{unknown}")
-    figure, axes = common.figure(1, 1, width=max(4.0, min(0.28 * len(words), 16.0)), height=2.8)
-    axes.plot(range(len(words)), 100 * positive, ".-")
-    axes.axhline(50, color="0.7", linewidth=0.8)
-    axes.set(ylabel="positive (%)", ylim=(0, 100))
-    if len(words) <= 60:
-        axes.set_xticks(range(len(words)), words, rotation=90)
-    else:
-        axes.set_xlabel("word")
-    figure.savefig(run.path / "prediction.png")
+    ticks = {float(i): word for i, word in enumerate(words)} if len(words) <= 60 else None
+    curve = Curve("positive", range(len(words)), positive)
+    panel = Panel("word", "positive", [curve], percent=True, limits=(0, 1), ticks=ticks)
+    size = max(4.0, min(0.28 * len(words), 16.0)), 2.8
+    run.write_figure("prediction.png", figures.curves([panel], size=size))
     print(f"\npositive with {positive[-1]:.1%}; curve saved in {run.path / 'prediction.png'}")
 
 
-def main(argv: list[str]) -> None:
-    """Train, or predict where --predict is given."""
-    common.begin(argv)
-    config = run_folder.configure(Config, NAME, FAST)
-    if flags.FLAGS.predict is not None:
-        run_prediction(config.output_dir, flags.FLAGS.predict)
-    else:
-        run_training(config)
+def main(config: Config) -> None:
+    """Train, or predict with --predict."""
+    if config.predict is not None:
+        predict(config.output_dir, config.predict)
+        return
+    with RunFolder.create(config) as run:
+        train(config, run)
 
 
 if __name__ == "__main__":
-    common.define_flags(Config)
-    flags.DEFINE_string(
-        "predict", None, "A text: print the probability after each of its words, by a finished run."
-    )
-    app.run(main)
+    command.run(Config, main)

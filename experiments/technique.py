@@ -2,66 +2,53 @@
 
 import dataclasses
 import hashlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import tbptt_jax as tbptt
-from experiments.tasks.task import Task
-from tbptt_jax import credit, data
-from tbptt_jax.windows import batch_shape, step_weights
+from experiments.tasks.task import Part, Task
+from tbptt_jax import data
+from tbptt_jax.training.windows import step_weights
+from tbptt_jax.types import batch_shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a network is trained, whatever the truncation.
+    """How a network is trained, whatever the truncation."""
 
-    Attributes:
-      epochs: passes over the part for training.
-      learning_rate: Adam's, at first; a cosine takes it to 0 by the end.
-      clip: the largest norm of a gradient.
-      averaging: decay, per batch, of the average of the parameters, which is what is judged.
-      seed: of the weights, the order of the data and the dropout.
-    """
-
-    epochs: int
-    learning_rate: float
-    averaging: float
-    clip: float = 1.0
-    seed: int = 0
+    epochs: int  # passes over the training part
+    learning_rate: float  # Adam's, at first; a cosine takes it to 0 by the end
+    averaging: float  # decay, per batch, of the average of the parameters, which is evaluated
+    clip: float = 1.0  # the largest norm of a gradient
+    seed: int = 0  # of the weights, the order of the data and the dropout
 
 
 class Technique(NamedTuple):
-    """A way to train on a task.
+    """A way to train on a task."""
 
-    Attributes:
-      name: in words.
-      plan: the truncation.
-      every: many-to-one tasks: a loss after every so many steps; None: at the end only.
-      pieces: each piece of so many steps is a sequence of its own; None: the carry runs on.
-    """
-
-    name: str
+    name: str  # in words
     plan: tbptt.Truncation
-    every: int | None = None
-    pieces: int | None = None
+    every: int | None = None  # many-to-one: a loss after so many steps; None: at the end only
+    pieces: int | None = None  # sequences of so many steps each; None: the carry runs on
 
     def mark(self, task: Task, batches: list[tbptt.Batch]) -> list[tbptt.Batch]:
         """The batches with the losses and the resets of this technique."""
         if task.many_to_one:
             batches = [data.mark_losses(batch, every=self.every) for batch in batches]
         if self.pieces is not None:
-            batches = [_begin_anew(batch, self.pieces) for batch in batches]
+            batches = [_reset_every(batch, self.pieces) for batch in batches]
         return batches
 
-    def batches(self, task: Task, part: Any, rng: np.random.Generator | None) -> list[tbptt.Batch]:
-        """A part of a task as this technique is trained on it."""
+    def batches(self, task: Task, part: Part, rng: np.random.Generator | None) -> list[tbptt.Batch]:
+        """A part of a task as this technique trains on it."""
         multiple = self.plan.k1 if self.plan.k1 < task.length else 1
         return self.mark(task, task.batches(part, multiple, rng))
 
 
-def _begin_anew(batch: tbptt.Batch, steps: int) -> tbptt.Batch:
+def _reset_every(batch: tbptt.Batch, steps: int) -> tbptt.Batch:
     """The same steps, with a reset before every piece."""
     shape = batch_shape(batch)
     reset = np.zeros(shape, bool) if batch.reset is None else np.array(batch.reset)
@@ -73,22 +60,29 @@ def count_updates(plan: tbptt.Truncation, batches: list[tbptt.Batch]) -> int:
     """Optimizer steps of a pass: the intervals in which some loss is scored."""
     count = 0
     for batch in batches:
-        weights = _weight_of_steps(batch)
-        intervals = credit.intervals(plan, len(weights))
+        weights = weight_of_steps(batch)
+        intervals = tbptt.intervals(plan, len(weights))
         count += sum(bool(weights[i.scored : i.end].sum() > 0) for i in intervals)
     return count
 
 
-def total_weight(batch: tbptt.Batch) -> float:
-    """The total weight of a batch's losses."""
-    return float(_weight_of_steps(batch).sum())
-
-
-def _weight_of_steps(batch: tbptt.Batch) -> np.ndarray:
-    """What the losses of each step weigh, all rows together, [T]."""
+def weight_of_steps(batch: tbptt.Batch) -> np.ndarray:
+    """The weight of each step's losses, all rows together, [T]."""
     rows, length = batch_shape(batch)
     weights = step_weights(batch, 0, length)
     return np.full(length, rows) if weights is None else np.asarray(weights).sum(0)
+
+
+def warn_beyond(plan: tbptt.Truncation, longest: int, step: str) -> None:
+    """Warn if k1 or k2 is more than the longest sequence has steps."""
+    beyond = [f"k{i} = {k:,}" for i, k in ((1, plan.k1), (2, plan.k2)) if k > longest]
+    if beyond:
+        print(
+            f"warning: {' and '.join(beyond)} {'exceed' if len(beyond) > 1 else 'exceeds'} the "
+            f"longest sequence, {longest:,} {step}s: with a larger k1 each batch makes one update, "
+            "with a larger k2 the gradient reaches every step",
+            file=sys.stderr,
+        )
 
 
 def existing_steps(batch: tbptt.Batch) -> int:
@@ -100,21 +94,16 @@ def existing_steps(batch: tbptt.Batch) -> int:
 def describe(
     task: Task, recipe: Recipe, technique: Technique, batches: list[tbptt.Batch]
 ) -> dict[str, Any]:
-    """What a training is, as JSON; one that differs is not gone on with."""
+    """What a training is, as JSON; one that differs is not resumed."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for path, leaf in jax.tree.leaves_with_path(batch):
+            array = np.ascontiguousarray(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+            digest.update(array.data)
     return {
         "task": task.name,
         "recipe": dataclasses.asdict(recipe),
         "technique": {**technique._asdict(), "plan": dataclasses.asdict(technique.plan)},
-        "data": _digest(batches),
+        "data": digest.hexdigest(),
     }
-
-
-def _digest(batches: list[tbptt.Batch]) -> str:
-    """Of the data: any change of a bit, a shape or an order gives another one."""
-    found = hashlib.sha256()
-    for batch in batches:
-        for path, leaf in jax.tree.leaves_with_path(batch):
-            array = np.ascontiguousarray(leaf)
-            found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-            found.update(array.data)
-    return found.hexdigest()

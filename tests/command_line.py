@@ -25,10 +25,10 @@ def command(module, *arguments):
     return [sys.executable, "-W", "error", "-m", module, *map(str, arguments)]
 
 
-def start(line):
+def start(line, folder=ROOT):
     """A process that says nothing here."""
     return subprocess.Popen(
-        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 

@@ -4,8 +4,8 @@ python -m tests.kills --kills=50
 python -m tests.kills --kills=5 experiments.naive --task=digits --fast
 
 Each life of the process is ended by SIGKILL, every second one while a checkpoint is being written;
-the next goes on with --resume. What is compared: every array of the last checkpoints (parameters,
-optimizer, keys, carry, lookback, averages) by its digest, the parameters that are kept, all rows
+the next resumes. What is compared: every array of the last checkpoints (parameters,
+optimizer, keys, carry, lookback, averages) by its digest, the saved parameters, all rows
 and the result, without what a clock says.
 """
 
@@ -75,7 +75,7 @@ def begin(arguments: tuple[str, ...], folder: pathlib.Path) -> list[str]:
 
 
 def resume(arguments: tuple[str, ...], folder: pathlib.Path) -> list[str]:
-    """The command line that goes on with it."""
+    """The command line that resumes it."""
     return command(arguments[0], f"--output_dir={folder}", "--resume")
 
 

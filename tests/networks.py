@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 import tbptt_jax as tbptt
+from tbptt_jax.types import Cell
 
 FEATURES, ENCODED, HIDDEN, CLASSES = 3, 2, 3, 2
 F64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
@@ -55,20 +56,19 @@ class LearntLSTM(tbptt.LSTM):
 CORES |= {"learnt_rnn": ("rnn", LearntRNN), "learnt_lstm": ("lstm", LearntLSTM)}
 
 
-def make_model(core: str | nnx.Module = "lstm") -> tbptt.SequenceModel:
+def make_model(core: str | Cell = "lstm") -> tbptt.SequenceModel:
     """Linear encoder, the named core (or one of FEATURES=ENCODED size given), linear readout."""
     rngs = nnx.Rngs(0)
-    if isinstance(core, str):
-        core = CORES[core][1](ENCODED, HIDDEN, rngs=rngs, **F64)
+    cell = CORES[core][1](ENCODED, HIDDEN, rngs=rngs, **F64) if isinstance(core, str) else core
     return tbptt.SequenceModel(
         nnx.Linear(FEATURES, ENCODED, rngs=rngs, **F64),
-        core,
+        cell,
         nnx.Linear(HIDDEN, CLASSES, rngs=rngs, **F64),
     )
 
 
 def make_state(
-    core: str | nnx.Module = "lstm", loss: str = "xent", learning_rate: float = 0.3
+    core: str | Cell = "lstm", loss: str = "xent", learning_rate: float = 0.3
 ) -> tbptt.TrainState:
     """A state with random parameters everywhere, biases and learnt carries included."""
     state = tbptt.TrainState.create(make_model(core), optax.sgd(learning_rate), LOSSES[loss])
@@ -131,3 +131,9 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
         np.testing.assert_allclose(
             a, e, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path)
         )
+
+
+def carry_of(state: tbptt.TrainState) -> Any:
+    """The newest carry of a state that has been trained."""
+    assert state.stream is not None
+    return state.stream.carry

@@ -1,12 +1,15 @@
-"""What a careless caller gives, and what is said: a row for each bad input, a test for each row.
+"""Bad input raises an exception that names it: one test for each case of `tests.bad_input`.
 
 `test_checks` has the shapes and dtypes of a batch, for each function that takes one.
 """
 
-# The rows are what the types forbid.
+# The cases are what the types forbid.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+import difflib
 import functools
+import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,8 @@ import pytest
 from flax import nnx
 
 import tbptt_jax as tbptt
-from tbptt_jax import values
+from tbptt_jax import data
+from tbptt_jax.validation import values
 from tests.bad_input.calls import (
     CLASSES,
     GOAL,
@@ -41,45 +45,91 @@ from tests.bad_input.calls import (
     put,
     rngs,
 )
-from tests.bad_input.checkpoints import CHECKPOINTS
-from tests.bad_input.data import DATA
-from tests.bad_input.plans import PLANS
-from tests.bad_input.training import TRAINING
-from tests.bad_input.values import VALUES
+from tests.bad_input.messages import CASES, raised, read
 from tests.networks import assert_close, make_batch, make_state
 
-ROWS = [*VALUES, *TRAINING, *PLANS, *DATA]
+# Messages that are not "argument must be so, got that", and what they name.
+OTHER_FORMS = {
+    "a core of other features": ("model", "core", "float32[2, 4]", "{cause}"),
+    "a short last interval": ("T=4", "k1=3", "k2=3"),
+    "another batch size in a stream": ("inputs", "2 rows", "3 rows", "reset"),
+    "another batch size in an evaluated stream": ("inputs", "2 rows", "1 rows", "reset"),
+    "batch statistics": ("model", "BatchStat", "nnx.LayerNorm"),
+    "block without its anchor": ("block=2", 'anchor="loss"', "anchor='update'"),
+    "block without reach": ("block", "reach", "None"),
+    "carry of another dtype": ("carry[0]", "float32[2, 4]", "float16[2, 4]"),
+    "core hides its cell": ("SequenceModel.core", "`cell`", "GRUCell"),
+    "encoder counts steps": ("the encoder must", "step 0"),
+    "encoder mixes steps": ("the encoder must", "at step "),
+    "explicit axes": ("batch.inputs", "'rows'", "AxisType.Auto"),
+    "function of a model uses a layer": ("Model: readout", "`LAYER`", "Linear", "`params`"),
+    "inputs of other features": ("inputs", "encoder", "float32[2, 4, 3]", "{cause}"),
+    "like of another shape": ("{folder}", "['a']", "float64[3]", "float64[4]"),
+    "like under another name": ("{folder}", "['a']", "['b']", "float64[3]"),
+    "loss a layer": ("loss", "Linear", "nnx.merge"),
+    "loss mixes steps": ("loss must", "at step "),
+    "loss of no arguments": ("loss", "outputs float32[2, 4, 3]", "{cause}"),
+    "loss uses a layer": ("loss", "`LAYER`", "Linear", "nnx.merge"),
+    "metric mixes steps": ("metric 'total' must", "at step "),
+    "metrics that fail": ("'accuracy'", "outputs float32[2, 4, 3]", "int64[2, 4]", "{cause}"),
+    "no module of functions": ("state", "pure functions", "nnx", "state.params"),
+    "no step exists": ("`weights`", "`mask`", "0", "data.mark_losses"),
+    "no unroll to check": ("model", "unroll"),
+    "no weight in a stream": ("`weights`", "`mask`", "0", "data.mark_losses", "stream"),
+    "no weight to credit_by_lag": ("`weights`", "`mask`", "0", "data.mark_losses"),
+    "no weight to gradient": ("`weights`", "`mask`", "0", "data.mark_losses"),
+    "no weight where a step exists": ("`weights`", "`mask`", "0", "data.mark_losses"),
+    "no weight": ("`weights`", "`mask`", "0", "data.mark_losses"),
+    "optimizer of two arguments more": ("optimizer lookahead", "{cause}", "value_fn"),
+    "params superfluous": ("params", "SequenceModel", "Model"),
+    "readout mixes steps": ("the readout must", "at step "),
+    "readout uses a layer": ("SequenceModel.readout", "`LAYER`", "Linear", "nnx.Module"),
+    "state donated to evaluate": ("state.params", "train_step", "state.copy()"),
+    "state donated to predict": ("state.params", "train_step", "state.copy()"),
+    "state donated": ("state.params", "train_step", "state.copy()"),
+    "targets of other features": ("loss", "targets float64[2, 4, 4]", "{cause}"),
+    "unroll of other outputs": ("ys of unroll", "neither mask nor reset"),
+    "unroll of two results": ("unroll must return", "got tuple"),
+    "unroll with carries of rows first": ("carries of unroll", "[4, 2, 4]", "[2, 4, 4]"),
+    "weights that the plan leaves out": ("k1=2", "k2=1", "`weights`", "0"),
+}
 
 
-def meant(said: str, message: str) -> bool:
-    """Whether a message is the one of the table."""
-    return said.startswith(message) if message.endswith(": ") else said == message
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+def test_bad_input_is_named(case):
+    expected, message = read().get(case[0], ""), raised(case)
+    if message != expected:
+        difference = "\n".join(difflib.ndiff(expected.splitlines(), message.splitlines()))
+        pytest.fail(f"python -m tests.bad_input accepts this:\n{difference}", pytrace=False)
 
 
-@pytest.mark.parametrize(
-    ("call", "kind", "message"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
-)
-def test_bad_input_is_named(call, kind, message):
-    with pytest.raises(kind) as told:  # warnings are errors in the tests
-        call()
-    assert meant(str(told.value), message), told.value
+def test_the_file_has_each_case_once_in_order():
+    assert list(read()) == sorted(case[0] for case in CASES)
+    assert len(CASES) >= 238
 
 
-@pytest.mark.parametrize(
-    ("call", "kind", "message"),
-    [row[1:] for row in CHECKPOINTS],
-    ids=[row[0] for row in CHECKPOINTS],
-)
-def test_a_bad_checkpoint_is_named(tmp_path, call, kind, message):
-    with pytest.raises(kind) as told:
-        call(tmp_path)
-    message = message.replace("{folder}", str(tmp_path)).replace("{float}", "float64")
-    assert str(told.value) == message
+def argument_names() -> set[str]:
+    """The names of what the public functions and methods take."""
+    public = [getattr(module, name) for module in (tbptt, data) for name in module.__all__]
+    methods = [
+        method
+        for cls in filter(inspect.isclass, public)
+        for name, method in inspect.getmembers(cls, inspect.isroutine)
+        if name == "__init__" or not name.startswith("_")
+    ]
+    functions = [*filter(callable, public), *methods]
+    return {name for function in functions for name in inspect.signature(function).parameters}
 
 
-def test_every_row_has_a_name_of_its_own():
-    names = [row[0] for row in (*ROWS, *CHECKPOINTS)]
-    assert len(set(names)) == len(names) >= 70
+def test_messages_name_the_argument_what_it_must_be_and_what_came():
+    names = {*argument_names(), "metric"}  # the latter is one of `metrics`
+    for case, message in read().items():
+        if case in OTHER_FORMS:
+            assert all(part in message for part in OTHER_FORMS[case]), f"{case}: {message}"
+        else:
+            form = re.fullmatch(r"\w+: (.*: )?(\w+)\S*( '\w+')? must .+, got .+", message)
+            assert form is not None, f"{case}: {message}"
+            assert form[2] in names, f"{case}: {message}"
 
 
 # ------------------------------------------------------------------------------- no false alarm
@@ -129,12 +179,11 @@ def test_an_encoder_that_makes_its_ids_itself_takes_any():
 
 def test_labels_along_another_axis_are_of_its_classes():
     """Outputs [B, T, classes, 2]: two labels for each step."""
-    readout = nnx.Linear(4, 2 * CLASSES, rngs=rngs())
-    model = tbptt.SequenceModel(
-        embed(),
-        tbptt.LSTM(4, 4, rngs=rngs()),
-        lambda ys: readout(ys).reshape(*ys.shape[:2], CLASSES, 2),
+    readout = nnx.Sequential(
+        nnx.Linear(4, 2 * CLASSES, rngs=rngs()),
+        lambda ys: ys.reshape(*ys.shape[:2], CLASSES, 2),
     )
+    model = tbptt.SequenceModel(embed(), tbptt.LSTM(4, 4, rngs=rngs()), readout)
 
     def mean(outputs, targets):
         return functools.partial(XENT, axis=2)(outputs, targets).mean(-1)
@@ -178,13 +227,13 @@ def test_arrays_on_an_accelerator_are_not_read():
         def __array__(self, *_):
             raise AssertionError("read")
 
-    assert values._read(OnAccelerator()) is None
+    assert values.read(OnAccelerator()) is None
 
 
 def test_the_warning_points_at_the_caller():
-    with pytest.warns(UserWarning, match="no step is scored") as told:
+    with pytest.warns(UserWarning, match="no step is scored") as warned:
         tbptt.train_step(create(), TEXT._replace(weights=NONE, reset=STREAM), PLAN)
-    assert told[0].filename == __file__
+    assert warned[0].filename == __file__
 
 
 def test_a_sequence_shorter_than_a_window_trains():

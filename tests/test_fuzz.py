@@ -5,11 +5,11 @@ Small valid files are damaged in many ways, the same ones each time. Nothing tha
 
 import ast
 import dataclasses
-import gzip
 import hashlib
 import importlib.machinery
 import io
 import json
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import char_lm, common, packaged, reviews, run_folder
-from experiments.packaged import DataError, PackagedFile
-from experiments.run_folder import Journal, RunFolder
-from experiments.tasks import book, digits, series
+from experiments import char_lm, run
+from experiments.config import to_json
+from experiments.files import DataError
+from experiments.run import RunFolder
+from experiments.tasks import packaged
+from experiments.tasks.packaged import PackagedFile
 from experiments.tasks.reviews import Config, load_texts
 from tests.command_line import ROOT
 
-DAMAGES = 22  # of each kind of file; 9 kinds
+DAMAGES = 22  # of each kind of file; 5 kinds
 
 
 def damage(content: bytes, seed: int) -> bytes:
@@ -51,17 +53,6 @@ def damage(content: bytes, seed: int) -> bytes:
     return ways[seed % len(ways)]()
 
 
-def packed(content: bytes) -> bytes:
-    return gzip.compress(content, mtime=0)
-
-
-def damaged_inside(content: bytes, seed: int) -> bytes:
-    """A gzipped content with the damage in or around what is packed."""
-    if seed % 2:
-        return damage(packed(content), seed)
-    return packed(damage(content, seed))
-
-
 def loaded(load: Callable[[], Any], name: str) -> Any:
     """What is loaded; None if it is refused with a message that names the file."""
     try:
@@ -77,77 +68,6 @@ damages = pytest.mark.parametrize("seed", range(DAMAGES))
 
 
 # ------------------------------------------------------------------------------- the packaged files
-
-
-@damages
-def test_damaged_digits(seed):
-    rows = [",".join([*(str(i * 7 % 256) for i in range(784)), str(d)]) for d in range(10)]
-    found = loaded(lambda: digits.parse(damaged_inside("\n".join(rows).encode(), seed)), "digits")
-    if found is not None:
-        images, labels = found
-        assert images.shape == (len(labels), 28, 28)
-        assert images.min() >= 0
-        assert images.max() <= 1
-        assert set(labels.tolist()) <= set(range(10))
-
-
-@damages
-@pytest.mark.parametrize("name", ["demand", "sunspots"])
-def test_a_damaged_series(name, seed):
-    numbers = [f"{i * 37 % 101 + 0.5}" for i in range(300)]
-    if name == "demand":
-        content = ("x = np.array([\n" + ", ".join(numbers) + "])\n").encode()
-        found = loaded(lambda: series.parse_demand(damage(content, seed)), name)
-    else:
-        content = " ".join(numbers).encode()
-        found = loaded(lambda: series.parse_sunspots(damaged_inside(content, seed)), name)
-    if found is not None:
-        assert found.dtype == np.float32
-        assert len(found) >= 1
-        assert np.isfinite(found).all()
-        assert np.isfinite(np.sqrt(found)).all()
-
-
-@pytest.mark.parametrize("numbers", [b"1 2 3", b"5 " * 3000, b"4 nan 5", b"4 -1 5", b"1e39 2"])
-def test_a_series_that_cannot_be_learnt_from_is_refused(numbers, monkeypatch):
-    monkeypatch.setattr(series.SUNSPOTS.__class__, "read", lambda self: packed(numbers))
-    with pytest.raises(DataError, match=r"the sunspots must"):
-        series.sunspots()
-
-
-@damages
-def test_a_damaged_book(seed):
-    content = b'x = """\n' + "In the beginning \u00e6. ".encode() * 60 + b'\n"""'
-    found = loaded(lambda: book.split(book.parse(damage(content, seed))), "book")
-    if found is not None:
-        assert "\ufffd" not in found.characters
-        ids = np.concatenate(list(found.parts.values()))
-        assert 0 <= ids.min() <= ids.max() < len(found.characters)
-        np.testing.assert_array_equal(found.encode(found.decode(ids[:50])), ids[:50])
-
-
-def test_a_book_too_short_for_its_lanes_is_refused(monkeypatch):
-    monkeypatch.setattr(PackagedFile, "read", lambda self: b'"""too short"""')
-    with pytest.raises(DataError, match=r"the book must have at least \d+ characters, got 9"):
-        book.read()
-
-
-def sound_texts(found):
-    for split in found:
-        assert len(split.texts) == len(split.labels) > 0
-        assert set(split.labels.tolist()) <= {0, 1}
-        assert all(isinstance(text, str) for text in split.texts)
-
-
-@damages
-def test_a_damaged_table_of_reviews(seed, monkeypatch):
-    words = (0, "no"), (1, "yes")
-    rows = [f'"{word} {i}, ""q""",{label},imdb' for i in range(20) for label, word in words]
-    content = damage("\n".join(["text,label,source", *rows]).encode() + b"\n", seed)
-    monkeypatch.setattr(PackagedFile, "read", lambda self: content)
-    found = loaded(reviews.load, "reviews")
-    if found is not None:
-        sound_texts(found)
 
 
 @pytest.mark.parametrize("kind", ["missing", "changed", "folder", "no package"])
@@ -196,8 +116,8 @@ def test_a_damaged_folder_of_reviews(seed, tmp_path):
         parts, vocabulary = found
         assert set(parts) == {"train", "valid", "test"}
         for texts in parts.values():
-            assert len(texts.ids) == len(texts.labels) > 0
-            for ids in texts.ids:
+            assert len(texts.texts) == len(texts.labels) > 0
+            for ids in texts.texts:
                 assert 1 <= len(ids) <= 3
                 assert 0 < ids.min() <= ids.max() < len(vocabulary)
 
@@ -209,20 +129,19 @@ def test_a_damaged_folder_of_reviews(seed, tmp_path):
 def test_a_damaged_list_of_words(seed, tmp_path):
     path = tmp_path / "vocabulary.json"
     path.write_bytes(damage(json.dumps(["the", "a", "caf\u00e9"]).encode(), seed))
-    found = loaded(lambda: common.load(reviews.Vocabulary.load, path), str(path))
+    found = loaded(lambda: RunFolder(tmp_path).read_json("vocabulary.json", list[str]), str(path))
     if found is not None:
-        assert all(isinstance(word, str) for word in found.words)
+        assert all(isinstance(word, str) for word in found)
 
 
 @damages
 @pytest.mark.parametrize("kind", [Config, char_lm.Config])
 def test_a_damaged_configuration(kind, seed, tmp_path):
-    run = RunFolder(tmp_path)
-    run.write_json(run_folder.CONFIG, dataclasses.asdict(kind()))
-    path = tmp_path / run_folder.CONFIG
-    assert run.read_config(kind) == kind()
+    folder, path = RunFolder(tmp_path), tmp_path / run.CONFIG
+    folder.write_json(run.CONFIG, to_json(kind()))
+    assert folder.read_config(kind) == kind()
     path.write_bytes(damage(path.read_bytes(), seed))
-    found = loaded(lambda: run.read_config(kind), str(path))
+    found = loaded(lambda: folder.read_config(kind), str(path))
     if found is not None:
         for field in dataclasses.fields(kind):
             least, value = field.metadata["least"], getattr(found, field.name)
@@ -234,23 +153,33 @@ def test_a_damaged_configuration(kind, seed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
+    "change",
     [
-        "[]",
-        "3",
-        '{"k1": "3"}',
-        '{"k1": 0}',
-        '{"k1": true}',
-        '{"unknown": 1}',
-        '{"dropout": NaN}',
-        '{"anchor": "both"}',
-        '{"fast": 1}',
-        '{"k1": [1, 2]}',
+        {"k1": "3"},
+        {"k1": 0},
+        {"k1": True},
+        {"k1": [1, 2]},
+        {"k1": 2**31},
+        {"unknown": 1},
+        {"dropout": math.nan},
+        {"dropout": 1},
+        {"anchor": "both"},
+        {"fast": 1},
+        {"data_dir": ""},
     ],
+    ids=str,
 )
-def test_a_configuration_that_no_flags_give_is_refused(content, tmp_path):
-    (tmp_path / run_folder.CONFIG).write_text(content)
-    with pytest.raises(SystemExit, match=str(tmp_path / run_folder.CONFIG)):
+def test_a_configuration_that_no_flags_give_is_refused(change, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json(run.CONFIG, {**to_json(Config()), **change})
+    with pytest.raises(SystemExit, match=str(tmp_path / run.CONFIG)):
+        folder.read_config(Config)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}"])
+def test_a_configuration_without_flags_is_refused(content, tmp_path):
+    (tmp_path / run.CONFIG).write_text(content)
+    with pytest.raises(SystemExit, match=str(tmp_path / run.CONFIG)):
         RunFolder(tmp_path).read_config(Config)
 
 
@@ -266,12 +195,12 @@ def sound_params(found):
 
 @damages
 def test_damaged_parameters(seed, tmp_path):
-    run, path = RunFolder(tmp_path), tmp_path / run_folder.PARAMS
-    run.save_params(PARAMS)
+    folder, path = RunFolder(tmp_path), tmp_path / run.PARAMS
+    folder.save_params(PARAMS)
     content = path.read_bytes()
     for more in range(3):
         path.write_bytes(damage(content, seed + DAMAGES * more))
-        found = loaded(lambda: run.load_params(PARAMS), str(path))
+        found = loaded(lambda: folder.load_params(PARAMS), str(path))
         if found is not None:
             sound_params(found)
 
@@ -295,14 +224,14 @@ class Trap:
     ids=["objects", "words", "not finite", "another shape", "missing"],
 )
 def test_what_are_no_parameters_is_refused_and_never_unpickled(arrays, tmp_path):
-    np.savez(tmp_path / run_folder.PARAMS, **arrays)
-    with pytest.raises(SystemExit, match=str(tmp_path / run_folder.PARAMS)):
+    np.savez(tmp_path / run.PARAMS, **arrays)
+    with pytest.raises(SystemExit, match=str(tmp_path / run.PARAMS)):
         RunFolder(tmp_path).load_params(PARAMS)
 
 
 @pytest.mark.parametrize("kind", ["folder", "array", "missing"])
 def test_parameters_that_are_something_else(kind, tmp_path):
-    path = tmp_path / run_folder.PARAMS
+    path = tmp_path / run.PARAMS
     if kind == "folder":
         path.mkdir()
     elif kind == "array":
@@ -314,16 +243,16 @@ def test_parameters_that_are_something_else(kind, tmp_path):
 
 
 @damages
-def test_a_damaged_journal(seed, tmp_path):
-    path, rows = tmp_path / "rows.jsonl", [{"k1": i, "score": i / 7} for i in range(20)]
-    Journal(path).add(rows)
+def test_damaged_rows(seed, tmp_path):
+    folder, path = RunFolder(tmp_path), tmp_path / "rows.jsonl"
+    assert folder.read_rows("rows.jsonl", dict) == []
+    rows = [{"k1": i, "score": i / 7} for i in range(20)]
+    folder.write_rows("rows.jsonl", rows)
+    assert folder.read_rows("rows.jsonl", dict) == rows
     path.write_bytes(damage(path.read_bytes(), seed))
-    found = loaded(Journal(path).read, str(path))
+    found = loaded(lambda: folder.read_rows("rows.jsonl", dict), str(path))
     if found is not None:
         assert all(isinstance(row, dict) for row in found)
-        # What was read is what goes on: another row comes after whole lines.
-        Journal(path).add([{"k1": 20}])
-        assert Journal(path).read() == [*found, {"k1": 20}]
 
 
 @pytest.mark.parametrize("line", ["3", "[1]", "null", '"row"', "[" * 100_000])
@@ -331,7 +260,7 @@ def test_a_line_that_is_no_row_is_refused(line, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + line + "\n")
     with pytest.raises(SystemExit, match=rf"{path}.* line 2"):
-        Journal(path).read()
+        RunFolder(tmp_path).read_rows("rows.jsonl", dict)
 
 
 @pytest.mark.parametrize("name", ["config.json", "rows.jsonl", "vocabulary.json"])
@@ -340,8 +269,8 @@ def test_a_folder_in_the_place_of_a_file(name, tmp_path):
     path.mkdir()
     for read in (
         lambda: RunFolder(tmp_path).read_json(name),
-        Journal(path).read,
-        lambda: common.load(reviews.Vocabulary.load, path),
+        lambda: RunFolder(tmp_path).read_rows(name, dict),
+        lambda: RunFolder(tmp_path).read_json(name, list[str]),
     ):
         with pytest.raises(SystemExit, match=str(path)):
             read()
@@ -350,8 +279,8 @@ def test_a_folder_in_the_place_of_a_file(name, tmp_path):
 # ------------------------------------------------------------------------------ what runs nothing
 
 RUNS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-# They run the notebooks of this repository, which is what a notebook is for.
-EXECUTE = {"tests/test_notebooks.py"}
+# They run the notebooks and the README of this repository, as a reader would.
+EXECUTE = {"tests/markdown.py", "tests/test_notebooks.py"}
 
 
 def dangerous(source: str) -> list[str]:

@@ -1,64 +1,55 @@
-"""The notebooks: executed from top to bottom, and committed as they should be."""
+"""The notebooks: executed from top to bottom, and committed as a run of them."""
 
+import base64
 import importlib.metadata
 import json
-import os
+import pathlib
 import re
 import subprocess
 import sys
 import tomllib
 import types
 
-import nbclient
 import nbformat
 import numpy as np
 import pytest
 
+import tbptt_jax
+from tests import notebooks
 from tests.command_line import ROOT
+from tests.notebooks import NAMES, cell, figures, kinds, printed, read
 
-NAMES = ["quickstart", "six_techniques"]
-EXTRAS = {"quickstart": "experiments", "six_techniques": "experiments,series"}
-
-
-def read(name):
-    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-
-
-def cell(notebook, name):
-    (found,) = [c for c in notebook.cells if c.id == name]
-    return found
+INSTALLED = {
+    "quickstart": ".[experiments]",
+    "six_techniques": ".[series]",
+    "what_truncation_loses": ".",
+}
+with (ROOT / "pyproject.toml").open("rb") as file:
+    PROJECT = tomllib.load(file)["project"]
 
 
-def execute(name, folder, asked, environment):
-    """The notebook after a run in a fresh kernel, and what it then holds: names to expressions."""
+def execute(name, asked):
+    """The notebook after a run in a fresh kernel, and what it then holds: names to expressions.
+
+    It shows what is stored in it, other numbers apart.
+    """
     notebook = read(name)
     values = ", ".join(f"{key!r}: {expression}" for key, expression in asked.items())
     question = f"import json\nprint(json.dumps({{{values}}}))"
     notebook.cells.append(nbformat.v4.new_code_cell(question, id="question"))
-    nbclient.NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-    ).execute(env=environment)
+    notebooks.execute(notebook)
     for c in notebook.cells:
         # Nothing that a reader sees may warn.
         assert not [out.text for out in c.get("outputs", []) if out.get("name") == "stderr"], c.id
-    return notebook, json.loads(printed(notebook, "question"))
-
-
-def printed(notebook, name):
-    return "".join(out.text for out in cell(notebook, name).outputs if out.output_type == "stream")
-
-
-def figures(c):
-    return sum("image/png" in out.get("data", {}) for out in c.get("outputs", []))
+    for stored in read(name).cells:
+        if stored.cell_type == "code":
+            message = f"{stored.id}: stored outputs are old; run python -m tests.notebooks {name}"
+            assert kinds(cell(notebook, stored.id)) == kinds(stored), message
+    return notebook, json.loads(printed(cell(notebook, "question")))
 
 
 @pytest.mark.slow
-def test_the_quickstart_learns_and_predicts(tmp_path):
-    # Few programs that run for long: here full code generation pays, other than in conftest.py.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def test_the_quickstart_learns_and_predicts():
     asked = {
         "accuracy": "accuracy",
         "loss": "loss.tolist()",
@@ -67,21 +58,21 @@ def test_the_quickstart_learns_and_predicts(tmp_path):
         "words": 'word_by_word("Don\'t miss it!")[0]',
         "updates": "int(state.step)",
     }
-    notebook, found = execute("quickstart", tmp_path, asked, environment)
+    notebook, found = execute("quickstart", asked)
     assert found["accuracy"] > 0.72
-    assert f"{found['accuracy']:.1%} of 1,246 held-out texts" in printed(notebook, "evaluate")
+    assert f"{found['accuracy']:.1%} of 1,246 held-out texts" in printed(cell(notebook, "evaluate"))
     assert np.mean(found["loss"][-100:]) < 0.5 < 0.65 < np.mean(found["loss"][:50])
     assert len(found["loss"]) == found["updates"] == 1128
     assert found["good"][-1] > 0.7
     assert found["bad"][-1] < 0.3
     assert found["words"] == ["don't", "miss", "it", "!"]
-    assert f"love {found['good'][1]:.2f} this" in printed(notebook, "predict")
-    drawn = {c.id: figures(c) for c in notebook.cells if figures(c)}
+    assert f"love {found['good'][1]:.2f} this" in printed(cell(notebook, "predict"))
+    drawn = {c.id: len(figures(c)) for c in notebook.cells if figures(c)}
     assert drawn == {"plan": 1, "losses": 1, "predict": 2, "own": 1}
 
 
 @pytest.mark.slow
-def test_the_six_techniques_give_what_they_say(tmp_path):
+def test_the_six_techniques_give_what_they_say():
     asked = {
         "period": "period.steps",
         "words": "sum(map(len, ids))",
@@ -89,29 +80,29 @@ def test_the_six_techniques_give_what_they_say(tmp_path):
         "errors": "dict(zip(steps_tried, np.mean(errors, 1).tolist()))",
         "differences": "max(float(d) for d in jax.tree.leaves(differences))",
     }
-    notebook, found = execute("six_techniques", tmp_path, asked, dict(os.environ))
+    notebook, found = execute("six_techniques", asked)
 
-    assert "inputs (100, 25, 1)" in printed(notebook, "as-is")
-    assert "naive_split (10000, 500, 1)" in printed(notebook, "naive")
-    assert "100 batches of (100, 500, 1)" in printed(notebook, "naive")
-    assert "naive_split (5000, 1, 1)" in printed(notebook, "one")
-    assert "50 batches of (100, 1, 1)" in printed(notebook, "one")
-    assert "updates     50 and 50" in printed(notebook, "one")
+    assert "inputs (100, 25, 1)" in printed(cell(notebook, "as-is"))
+    assert "naive_split (10000, 500, 1)" in printed(cell(notebook, "naive"))
+    assert "100 batches of (100, 500, 1)" in printed(cell(notebook, "naive"))
+    assert "naive_split (5000, 1, 1)" in printed(cell(notebook, "one"))
+    assert "50 batches of (100, 1, 1)" in printed(cell(notebook, "one"))
+    assert "updates     50 and 50" in printed(cell(notebook, "one"))
     assert found["differences"] < 1e-5
 
     assert found["period"] == 20
-    assert "20 steps: 8 batches of (132, 20, 1)" in printed(notebook, "series-split")
-    assert f"words {found['words']}" in printed(notebook, "sentences")
+    assert "20 steps: 8 batches of (132, 20, 1)" in printed(cell(notebook, "series-split"))
+    assert f"words {found['words']}" in printed(cell(notebook, "sentences"))
 
     # What the figures show: the carry matters, and neither the shortest nor the longest is best.
     assert found["border"] > 0.1
     errors = found["errors"]
     assert list(errors) == ["2", "8", "20", "80"]
     assert min(errors, key=errors.get) == "8"
-    assert "best: 8 steps" in printed(notebook, "systematic-search")
+    assert "best: 8 steps" in printed(cell(notebook, "systematic-search"))
     assert 0.25 < errors["8"] < 0.33 < min(errors["2"], errors["80"])
 
-    lines = printed(notebook, "decoupled").splitlines()
+    lines = printed(cell(notebook, "decoupled")).splitlines()
     scored = [re.findall(r"k1 = +(\d+), k2 = +(\d+): .*, (\d+)% of the losses", x) for x in lines]
     assert scored == [
         [("2", "2", "100")],
@@ -124,43 +115,143 @@ def test_the_six_techniques_give_what_they_say(tmp_path):
     for c in notebook.cells:
         if c.source.startswith("## "):
             section = c.source.splitlines()[0]
-        drawn[section] = drawn.get(section, 0) + figures(c)
+        drawn[section] = drawn.get(section, 0) + len(figures(c))
     numbered = [title for title in drawn if re.match(r"## \d", title)]
     assert [title[:5] for title in numbered] == [f"## {i}." for i in range(1, 7)]
     assert all(drawn[title] for title in numbered), drawn
 
 
+@pytest.mark.slow
+def test_what_truncation_loses_says_what_it_measures():
+    asked = {
+        "near": "float(entry[100])",
+        "far": "float(entry[1])",
+        "beyond_reach": "float(np.array(by_step[reach_30])[:, steps <= 70].max())",
+        "answers": "answers",
+        "beyond": "{when: shares.tolist() for when, shares in beyond.items()}",
+        "bias": "bias",
+        "lag": "lag",
+        "of_all": "of_all.tolist()",
+        "of_two": "of_two.tolist()",
+        "share": "{name: float(share(plan)) for name, plan in plans.items()}",
+        "right": "{name: np.array(c).tolist() for name, c in curves.items()}",
+        "memory": "memory",
+        "chosen": "[chosen.k1, chosen.k2, float(share(chosen))]",
+    }
+    _, found = execute("what_truncation_loses", asked)
+
+    # Beyond the reach nothing, and far within it next to nothing.
+    assert found["beyond_reach"] == 0
+    assert 0 < found["far"] < 1e-15 < 1e-3 < found["near"]
+
+    anywhere, anywhere_full, first, first_full, chunks = found["answers"].values()
+    assert np.min([anywhere, anywhere_full, chunks]) > 0.95
+    assert np.max([first, first_full]) < 0.6
+
+    before, after = (np.array(shares) for shares in found["beyond"].values())
+    assert (after > 10 * before).all()
+    before, after = (np.array(biases) for biases in found["bias"].values())
+    assert before.max() < 1e-5
+    assert (after > 10 * before).all()
+
+    # The lag stands out. One step short of it the two embeddings lose all, the gradient little.
+    assert found["lag"] == 10
+    for two in found["of_two"]:
+        np.testing.assert_allclose(two, [1, 1, 0, 0], atol=2e-3)
+    assert np.max(found["of_all"]) < 0.1
+
+    nothing, half, five, loss, full = found["share"].values()
+    assert (nothing, five, loss, full) == (0, 1, 1, 1)
+    assert 0.5 < half < 0.6
+    curves = {name: np.mean(of_seeds, axis=0) for name, of_seeds in found["right"].items()}
+    nothing, half, five, loss, full = curves.values()
+    assert nothing[-1] < 0.7
+    assert min(half[-1], five[-1], loss[-1], full[-1]) > 0.9
+    learnt = np.argmax(full > 0.95) + 1
+    assert max(np.argmax(half > 0.95), np.argmax(five > 0.95)) + 1 < learnt / 2
+    assert np.argmax(loss > 0.95) + 1 > learnt / 2
+    _, half, five, loss, full = found["memory"].values()
+    assert max(half, five) < full / 3
+    assert loss > full
+    assert found["chosen"] == [5, 15, 1]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_notebooks_are_committed_without_outputs(name):
+def test_notebooks_are_committed_as_a_run_of_them(name):
     notebook = read(name)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.language_info == {"name": "python"}
     for c in notebook.cells:
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", c.id), "a readable id, not a random one"
-        if c.cell_type == "code":
-            assert not c.outputs
-            assert c.execution_count is None
-            assert not c.metadata
+        assert set(c.metadata) <= ({"cellView", "jupyter"} if c.id == "install" else set())
+    run = [c for c in notebook.cells if c.cell_type == "code"]
+    assert [c.execution_count for c in run] == list(range(1, len(run) + 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_outputs_are_small_and_of_no_machine(name):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    assert path.stat().st_size < 300_000
+    drawn = 0
+    for c in read(name).cells:
+        for out in c.get("outputs", []):
+            assert out.output_type in ("stream", "display_data"), (
+                c.id,
+                "an error, or a bare value",
+            )
+        text = printed(c) if c.cell_type == "code" else ""
+        assert not re.search(r"/(tmp|root|home|work|usr|content)/|Warning|WARNING", text), c.id
+        assert max(map(len, text.splitlines()), default=0) < 200, c.id
+        for figure in figures(c):
+            assert len(base64.b64decode(figure)) < 40_000, c.id
+            drawn += 1
+    assert drawn >= 5
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebooks_open_in_colab(name):
-    blob = "colab.research.google.com/github/tbptt-jax/tbptt_jax/blob/main/notebooks"
     first, second, *_ = read(name).cells
-    assert first.source.splitlines()[0].endswith(f"(https://{blob}/{name}.ipynb)")
-    assert "colab-badge.svg" in first.source
+    badge, link = re.findall(r"\]\(([^)]+)\)", first.source.splitlines()[0])
+    assert badge.endswith("/colab-badge.svg")
+    assert link.endswith(f"/{name}.ipynb")
     assert second.id == "install"
 
 
+def test_links_to_colab_lead_to_the_repository_that_the_package_names():
+    start = "https://colab.research.google.com/github/"
+    texts = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    found = {
+        link
+        for path in texts
+        for link in re.findall(re.escape(start) + r"[^\s)\"\\]+", path.read_text())
+    }
+    repository = PROJECT["urls"]["Source"].removeprefix("https://github.com/")
+    assert found == {f"{start}{repository}/blob/main/notebooks/{name}.ipynb" for name in NAMES}
+
+
 def test_notebooks_install_alike():
-    one, other = (
-        cell(read(name), "install").source.replace(f'"{EXTRAS[name]}"', "EXTRAS") for name in NAMES
-    )
-    assert "EXTRAS" in one
-    assert one == other
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        offered = tomllib.load(file)["project"]["optional-dependencies"]
-    assert {e for extras in EXTRAS.values() for e in extras.split(",")} <= set(offered)
+    sources = [cell(read(name), "install").source for name in NAMES]
+    for name, source in zip(NAMES, sources, strict=True):
+        assert f'wanted = "{INSTALLED[name]}"' in source
+    alike = {re.sub(r'wanted = ".*"', "", source) for source in sources}
+    assert len(alike) == 1
+    extras = {e for wanted in INSTALLED.values() for e in re.findall(r"\w+", wanted)}
+    assert extras <= set(PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_install_cell_is_folded_and_prints_one_line(name, tmp_path, monkeypatch, capfd):
+    install = cell(read(name), "install")
+    assert install.source.splitlines()[0] == '# @title Install {display-mode: "form"}'
+    assert install.metadata == {"cellView": "form", "jupyter": {"source_hidden": True}}
+    monkeypatch.chdir(tmp_path)
+    exec(install.source, {})
+    backend = importlib.import_module("jax").default_backend()
+    assert capfd.readouterr() == (f"tbptt_jax {tbptt_jax.__version__} on {backend}\n", "")
+    assert printed(install).startswith("tbptt_jax ")
+    assert len(printed(install).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -181,6 +272,9 @@ def test_in_colab_its_own_jax_stays(name, problem, tmp_path, monkeypatch):
 
     def run(command, **options):
         commands.append(command)
+        if command[0] == "git":
+            (tmp_path / "tbptt_jax").mkdir()
+            return subprocess.CompletedProcess(command, 0, "")
         return subprocess.CompletedProcess(command, bool(problem), problem)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -193,11 +287,40 @@ def test_in_colab_its_own_jax_stays(name, problem, tmp_path, monkeypatch):
     else:
         exec(source, {})
 
-    (command,) = commands
-    assert command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert command[command.index("-c") + 1] == "constraints.txt"
-    where = "git+https://github.com/tbptt-jax/tbptt_jax"
-    assert command[-1] == f"tbptt_jax[{EXTRAS[name]}] @ {where}"
-    lines = (tmp_path / "constraints.txt").read_text().splitlines()
-    kept = ("jax", "jaxlib", "numpy")
+    # `experiments` is not installed: it is imported from the clone.
+    clone, install = commands
+    assert clone[:2] == ("git", "clone")
+    assert clone[-1] == PROJECT["urls"]["Source"]
+    assert pathlib.Path.cwd() == tmp_path / "tbptt_jax"
+    assert install[:4] == (sys.executable, "-m", "pip", "install")
+    assert install[install.index("-c") + 1] == "constraints.txt"
+    assert install[-2:] == ("-e", INSTALLED[name])
+    lines = pathlib.Path("constraints.txt").read_text().splitlines()
+    kept = ("jax", "jaxlib", "matplotlib", "numpy")
     assert lines == [f"{package}=={importlib.metadata.version(package)}" for package in kept]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", ["above", "within"])
+def test_in_colab_a_clone_that_is_there_serves_again(name, place, tmp_path, monkeypatch):
+    (tmp_path / "tbptt_jax" / "tbptt_jax").mkdir(parents=True)
+    (tmp_path / "tbptt_jax" / "pyproject.toml").write_text("")
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.chdir(tmp_path if place == "above" else tmp_path / "tbptt_jax")
+    exec(cell(read(name), "install").source, {})
+    assert [command[1:4] for command in commands] == [("-m", "pip", "install")]
+    assert pathlib.Path.cwd() == tmp_path / "tbptt_jax"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beside_the_experiments_they_are_found(name, monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    exec(cell(read(name), "install").source, {})
+    assert pathlib.Path.cwd() == ROOT

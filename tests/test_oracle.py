@@ -172,7 +172,7 @@ def finite_differences(cell, loss, params, batch, carry, eps=1e-5):
 @pytest.mark.parametrize(("loss", "plain"), [("mse", False), ("xent", True)])
 def test_per_step_gradients_are_finite_differences(cell, loss, plain):
     # `plain`: every default, from the learnt initial carry. Otherwise a carry comes in and one of
-    # the two examples goes on from it.
+    # the two examples resumes from it.
     batch = make_batch(loss) if plain else make_batch(loss, **irregular())
     carry = None if plain else make_carry(cell)
     params = make_params(cell)

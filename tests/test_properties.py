@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tbptt_jax as tbptt
-from tbptt_jax import data, record
-from tbptt_jax.window import forward, scored_sum
+from tbptt_jax import data
+from tbptt_jax.checkpoints.arrays import pack, unpack
+from tbptt_jax.estimators.window import forward, loss_weights, scored_sum
 from tests.networks import (
     LOSSES,
     as_numpy,
     assert_close,
+    carry_of,
     cut,
     make_batch,
     make_model,
@@ -32,7 +34,7 @@ from tests.networks import (
 
 ROWS = 2
 # Each plan and shape is compiled: few of them, in many combinations. For the same reason what fails
-# is told as it was found: to shrink it takes minutes.
+# is reported as found: to shrink it takes minutes.
 properties = functools.partial(
     settings, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate)
 )
@@ -200,7 +202,7 @@ def test_padding_at_the_end_changes_nothing(plan, stream, mask, garbage):
     assert not more.weight[count:].any()
     # With lookback the windows of the padding replay the carry with newer parameters.
     if plan.k2 <= plan.k1:
-        assert_close(padded.carry, state.carry, tolerance=1e-12)
+        assert_close(carry_of(padded), carry_of(state), tolerance=1e-12)
 
 
 @given(
@@ -219,7 +221,7 @@ def test_the_order_of_the_rows_is_that_of_the_carries_and_of_nothing_else(plan, 
         for piece in pieces:
             piece = jax.tree.map(lambda x, rows=rows: x[rows], piece)
             state, metrics = tbptt.train_step(state, piece, plan)
-        results.append(as_numpy((state.params, metrics, state.carry)))
+        results.append(as_numpy((state.params, metrics, carry_of(state))))
     (*expected, carry), (*found, permuted) = results
     assert_close(found, expected, tolerance=1e-12)
     assert_close(permuted, jax.tree.map(lambda c: c[order], carry), tolerance=1e-12)
@@ -242,7 +244,7 @@ def test_a_stream_may_be_cut_anywhere_between_updates(k2, anchor, windows, marks
         start += 2 * count
         metrics.append(m)
     assert_close(state.params, expected.params, tolerance=1e-12)
-    assert_close(state.carry, expected.carry, tolerance=1e-12)
+    assert_close(carry_of(state), carry_of(expected), tolerance=1e-12)
     joined = jax.tree.map(lambda *m: jnp.concatenate(m), *metrics)
     assert_close(joined, expected_metrics, tolerance=1e-12)
 
@@ -257,7 +259,8 @@ def gradient_of_inputs(functions, params, carry, window):
     def loss(inputs):
         given = window._replace(inputs=inputs)
         _, ys, _ = forward(functions, params, carry, given)
-        return scored_sum(functions, LOSSES["xent"], params, ys, given, None)
+        weights: Any = loss_weights(given)
+        return scored_sum(functions, LOSSES["xent"], params, ys, given, weights, None)
 
     return jax.grad(loss)(window.inputs)
 
@@ -323,7 +326,7 @@ def test_the_carry_before_a_window_is_a_constant(core, reach):
 
 
 def test_dropout_falls_on_steps_that_are_not_scored():
-    """The only step that is scored is masked: the carry tells of the others alone."""
+    """The only step that is scored is masked: the carry shows the others alone."""
     batch = as_stream(make_batch(4))._replace(mask=np.array([[True, True, True, False]] * ROWS))
     carries = []
     for rate, seed in ((0.5, 1), (0.5, 2), (0.0, 1)):
@@ -336,7 +339,7 @@ def test_dropout_falls_on_steps_that_are_not_scored():
         with pytest.warns(UserWarning, match="no step is scored"):
             state, _ = tbptt.train_step(state, batch, tbptt.Truncation(4, 1))
         assert int(state.step) == 0
-        carries.append(np.asarray(state.carry))
+        carries.append(np.asarray(carry_of(state)))
     for i in range(3):
         assert np.any(carries[i] != carries[i - 1])
 
@@ -413,12 +416,12 @@ def test_a_changed_byte_of_an_array_is_noticed(kind, seed, where, bit):
     leaf = jax.random.key(seed)
     if kind != "key":
         leaf = jax.random.randint(leaf, (3, 2), 0, 2).astype(kind)
-    array, about = record.take(leaf)
-    again = record.give(array, about)
+    array, metadata = pack("['w']", leaf)
+    again = unpack(array, metadata)
     assert again.dtype == leaf.dtype
     assert bool((again == leaf).all())
     content = bytearray(array.tobytes())
     content[int(where * len(content))] ^= 1 << bit
     changed = np.frombuffer(bytes(content), array.dtype).reshape(array.shape)
-    with pytest.raises(ValueError, match=r"the array \['w'\] is not what was written"):
-        record.give(changed, {**about, "name": "['w']"})
+    with pytest.raises(ValueError, match=r"\['w'\]"):
+        unpack(changed, metadata)

@@ -9,11 +9,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import optax
 
 import tbptt_jax as tbptt
-from experiments.packaged import DataError, PackagedFile
+from experiments.files import DataError
 from experiments.tasks import networks
+from experiments.tasks.packaged import PackagedFile
 from experiments.tasks.task import Part, Score, Task
 from tbptt_jax import data
 
@@ -29,15 +29,10 @@ PIECE = 500  # steps of a batch, about
 
 
 class Text(NamedTuple):
-    """A text in three parts, as ids of its characters.
+    """A text in three parts, as ids of its characters."""
 
-    Attributes:
-      characters: all that occur, sorted; the id of one is its index.
-      parts: int32 [N] each.
-    """
-
-    characters: str
-    parts: dict[Part, np.ndarray]
+    characters: str  # all that occur, sorted; the id of one is its index
+    parts: dict[Part, np.ndarray]  # int32 [N] each
 
     def encode(self, text: str) -> np.ndarray:
         """Ids, int32 [N].
@@ -56,18 +51,8 @@ class Text(NamedTuple):
 
 
 def parse(content: bytes) -> str:
-    """The text out of the module that holds it: what stands in its first triple quotes.
-
-    Raises:
-      DataError: there is none, or it is not UTF-8.
-    """
-    try:
-        parts = content.decode("utf-8").split('"""')
-    except UnicodeDecodeError as error:
-        raise DataError(f"the book must be a module in UTF-8, got {error}") from error
-    if len(parts) < 3 or not parts[1].strip():
-        raise DataError("the book must be a module that holds its text in triple quotes, got none")
-    return parts[1].strip()
+    """The text out of the module that holds it: what stands in its first triple quotes."""
+    return content.decode().split('"""')[1].strip()
 
 
 def split(text: str) -> Text:
@@ -83,17 +68,12 @@ def split(text: str) -> Text:
 def batches(
     text: Text, piece: int, part: Part, multiple: int, rng: np.random.Generator | None
 ) -> list[tbptt.Batch]:
-    """The part in lanes; rng turns the stream round, so that lanes begin elsewhere each time."""
+    """The part in lanes; rng rotates the stream, so that lanes start elsewhere in each pass."""
     ids = text.parts[part]
     if rng is not None:
         ids = np.roll(ids, rng.integers(len(ids)))
     steps = max(1, piece // multiple) * multiple
     return data.batchify(ids, batch_size=LANES, steps=steps)
-
-
-def network(symbols: int, hidden: int, seed: int) -> tbptt.SequenceModel:
-    """Embedding, one LSTM, the next character."""
-    return networks.lstm(32, hidden, symbols, seed, symbols=symbols)
 
 
 BITS = Score(
@@ -103,6 +83,7 @@ BITS = Score(
 
 def make_task(text: Text, *, hidden: int, piece: int, epochs: int, learning_rate: float) -> Task:
     """The task on a text, in batches of about `piece` steps."""
+    symbols = len(text.characters)
     return Task(
         name="book",
         step="character",
@@ -110,8 +91,7 @@ def make_task(text: Text, *, hidden: int, piece: int, epochs: int, learning_rate
         steps=min(50, piece // 5),
         many_to_one=False,
         batches=functools.partial(batches, text, piece),
-        network=functools.partial(network, len(text.characters), hidden),
-        loss=optax.losses.softmax_cross_entropy_with_integer_labels,
+        network=functools.partial(networks.lstm, 32, hidden, symbols, symbols=symbols),
         metrics={},
         score=BITS,
         epochs=epochs,
@@ -120,16 +100,9 @@ def make_task(text: Text, *, hidden: int, piece: int, epochs: int, learning_rate
     )
 
 
-def read(characters: int | None = None) -> Text:
-    """The book, or its first so many characters.
-
-    Raises:
-      DataError: it is not installed, or too short to give every lane a step.
-    """
-    text, least = parse(FILE.read())[:characters], 20 * (LANES + 2)
-    if len(text) < least:
-        raise DataError(f"the book must have at least {least} characters, got {len(text)}")
-    return split(text)
+def read(characters: int) -> Text:
+    """The book's first so many characters."""
+    return split(parse(FILE.read())[:characters])
 
 
 def load(fast: bool) -> Task:

@@ -1,5 +1,8 @@
 """What the networks of the tasks are made of."""
 
+import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +12,23 @@ from flax import nnx
 import tbptt_jax as tbptt
 
 
+def build(make: Callable[[], tbptt.SequenceModel]) -> tbptt.SequenceModel:
+    """What `make` makes, if training it has room; XLA may end the process where it has not.
+
+    Raises:
+      MemoryError: it is too large for the memory of this machine.
+    """
+    shapes = jax.tree.leaves(nnx.eval_shape(make))
+    # Parameters, gradients and Adam's two averages, of 4 bytes each.
+    needed = 4 * 4 * sum(math.prod(leaf.shape) for leaf in shapes)
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if jax.default_backend() == "cpu" and needed > room:
+        raise MemoryError(f"training needs {needed:,} bytes or more, there are {room:,}")
+    return make()
+
+
 def remember(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
-    """An LSTM's biases with forget gates that begin open (Jozefowicz et al. 2015)."""
+    """An LSTM's biases with forget gates that start open (Jozefowicz et al. 2015)."""
     del key
     gates = jnp.zeros((4, shape[0] // 4), dtype)  # input, forget, candidate, output
     return gates.at[1].set(1).reshape(shape)

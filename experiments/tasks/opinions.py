@@ -8,11 +8,10 @@ import functools
 import math
 
 import numpy as np
-import optax
 
 import tbptt_jax as tbptt
 from experiments.tasks import networks
-from experiments.tasks.task import ACCURACY, Part, Task, right
+from experiments.tasks.task import Part, Task
 from tbptt_jax import data
 
 OPENINGS = "I {} this film|we {} this story|they all {} it|my friends {} that book|how I {} it"
@@ -63,7 +62,7 @@ def batches(
 ) -> list[tbptt.Batch]:
     """A part: texts of `length` words; of those for training a share has `reach` at most."""
     lengths = np.full(PARTS[part], length)
-    # Three numbers, so that no part has the texts of a pass, which the driver draws from two.
+    # Three numbers, so that no part has the texts of a pass, which the trainer draws from two.
     draw = np.random.default_rng((seed, 1, list(PARTS).index(part)))
     if part == "train":
         draw = draw if rng is None else rng
@@ -76,7 +75,7 @@ def batches(
 
 
 def make_task(*, length: int, reach: int, share: float, seed: int, epochs: int) -> Task:
-    """The task, with a share of short texts in training; it is judged on long ones."""
+    """The task, with a share of short texts in training; it is evaluated on long ones."""
     return Task(
         name="invented texts",
         step="word",
@@ -85,9 +84,6 @@ def make_task(*, length: int, reach: int, share: float, seed: int, epochs: int) 
         many_to_one=True,
         batches=functools.partial(batches, length, reach, share, seed),
         network=functools.partial(networks.lstm, EMBEDDING, HIDDEN, 2, symbols=len(WORDS) + 1),
-        loss=optax.losses.softmax_cross_entropy_with_integer_labels,
-        metrics={"accuracy": right},
-        score=ACCURACY,
         epochs=epochs,
         learning_rate=5e-3,
         averaging=0.0,  # the parameters as they are: what did not move shows

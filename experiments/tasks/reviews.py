@@ -4,17 +4,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import optax
 from flax import nnx
 
 import tbptt_jax as tbptt
-from experiments import reviews
-from experiments.common import RunOptions, flag
+from experiments.config import RunOptions, fast_values, flag
+from experiments.tasks import imdb
+from experiments.tasks.imdb import Texts
 from experiments.tasks.networks import Dropout, remember
-from experiments.tasks.task import ACCURACY, Part, Task, right
+from experiments.tasks.task import Part, Task
 from tbptt_jax import data
 
 CELLS = {"lstm": tbptt.LSTM, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
@@ -22,7 +22,7 @@ CELLS = {"lstm": tbptt.LSTM, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
 
 @dataclasses.dataclass(frozen=True)
 class Config(RunOptions):
-    """What a run is."""
+    """What is trained on reviews, and how."""
 
     k1: int = flag(30, "Words between parameter updates.", 1)
     k2: int = flag(30, "Words that the gradient reaches back.", 1)
@@ -33,48 +33,28 @@ class Config(RunOptions):
         "chunk", "Ask for the sentiment after every k1 words, or at the text's end only."
     )
     cell: Literal["lstm", "gru", "rnn"] = flag("lstm", "Recurrent cell.")
-    embedding: int = flag(64, "Size of a word's embedding.", 1)
-    hidden: int = flag(64, "Units of the cell.", 1)
+    embedding: int = flag(64, "Size of a word's embedding.", 1, fast=32)
+    hidden: int = flag(64, "Units of the cell.", 1, fast=32)
     dropout: float = flag(
-        0.5, "Share of embeddings and outputs dropped while training, in 256ths.", 0, below=1
-    )
+        0.5, "Share of embeddings and outputs dropped while training, in 256ths.", 0, below=1,
+        fast=0.3,
+    )  # fmt: skip
     word_dropout: float = flag(0.2, "Share of whole words dropped while training.", 0, below=1)
-    vocabulary: int = flag(10_000, "Ids; rarer words share one.", 3)
-    max_length: int = flag(420, "Longer texts keep their last so many words.", 1)
-    epochs: int = flag(3, "Passes over the training texts.", 1)
+    vocabulary: int = flag(10_000, "Ids; rarer words share one.", 3, fast=5_000)
+    max_length: int = flag(420, "Longer texts keep their last so many words.", 1, fast=120)
+    epochs: int = flag(3, "Passes over the training texts.", 1, fast=4)
     batch_size: int = flag(64, "Texts in a batch.", 1)
     learning_rate: float = flag(
-        2e-3, "Adam's, at first; a cosine takes it to 0 by the end.", above=0
+        2e-3, "Adam's, at first; a cosine takes it to 0 by the end.", above=0, fast=5e-3
     )
     clip: float = flag(1.0, "Largest norm of a gradient.", above=0)
     averaging: float = flag(
-        0.998,
-        "Decay, per batch, of the average of the parameters, which is what is kept.",
-        0,
-        below=1,
-    )
+        0.998, "Decay, per batch, of the average of the parameters, which is what is saved.", 0,
+        below=1, fast=0.95,
+    )  # fmt: skip
     seed: int = flag(0, "Of the weights, the order of the texts and the dropout.", 0)
-    data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.")
+    data_dir: str | None = flag(None, "The aclImdb folder, instead of the installed package.", 1)
     fast: bool = flag(False, "A small run of under a minute: fewer, shorter texts.")
-
-
-FAST: dict[str, Any] = {
-    "max_length": 120,
-    "epochs": 4,
-    "vocabulary": 5_000,
-    "hidden": 32,
-    "embedding": 32,
-    "dropout": 0.3,
-    "learning_rate": 5e-3,
-    "averaging": 0.95,
-}
-
-
-class Texts(NamedTuple):
-    """Encoded texts and their labels."""
-
-    ids: list[np.ndarray]
-    labels: np.ndarray
 
 
 def padding(multiple: int) -> int:
@@ -86,21 +66,20 @@ def padding(multiple: int) -> int:
     return multiple * math.ceil(60 / multiple)
 
 
-def load_texts(config: Config) -> tuple[dict[Part, Texts], reviews.Vocabulary]:
+def load_texts(config: Config) -> tuple[dict[Part, Texts], imdb.Vocabulary]:
     """The texts of each part as ids; the vocabulary is that of the part for training.
 
     Raises:
       DataError: there are none.
     """
-    splits = reviews.load(config.data_dir)
     step = 6 if config.fast else 1  # spread over the labels, which stand in blocks
-    tokens = [[reviews.tokenize(text) for text in split.texts[::step]] for split in splits]
-    vocabulary = reviews.Vocabulary.build(tokens[0], config.vocabulary)
+    loaded = imdb.load(config.data_dir)
+    words = {part: [imdb.tokenize(x) for x in both.texts[::step]] for part, both in loaded.items()}
+    vocabulary = imdb.Vocabulary.build(words["train"], config.vocabulary)
     parts: dict[Part, Texts] = {}
-    names: tuple[Part, ...] = ("train", "valid", "test")
-    for name, texts, split in zip(names, tokens, splits, strict=True):
-        ids = [vocabulary.encode(text, config.max_length) for text in texts]
-        parts[name] = Texts(ids, split.labels[::step])
+    for part, both in loaded.items():
+        ids = [vocabulary.encode(text, config.max_length) for text in words[part]]
+        parts[part] = Texts(ids, both.labels[::step])
     return parts, vocabulary
 
 
@@ -126,7 +105,7 @@ def make_task(config: Config, parts: Mapping[Part, Texts], words: int) -> Task:
 
     def batches(part: Part, multiple: int, rng: np.random.Generator | None) -> list[tbptt.Batch]:
         return data.bucketed_batches(
-            parts[part].ids,
+            parts[part].texts,
             parts[part].labels,
             batch_size=config.batch_size,
             multiple=padding(multiple),
@@ -141,9 +120,6 @@ def make_task(config: Config, parts: Mapping[Part, Texts], words: int) -> Task:
         many_to_one=True,
         batches=batches,
         network=functools.partial(network, config, words),
-        loss=optax.losses.softmax_cross_entropy_with_integer_labels,
-        metrics={"accuracy": right},
-        score=ACCURACY,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         averaging=config.averaging,
@@ -151,7 +127,7 @@ def make_task(config: Config, parts: Mapping[Part, Texts], words: int) -> Task:
 
 
 def config(fast: bool) -> Config:
-    """What `experiments.sentiment` is when nothing else is asked for.
+    """The configuration of the comparisons.
 
     Fast: half the passes, and the last 60 words, which is one shape to compile, without dropout,
     which is a third of what there is to compile.
@@ -159,7 +135,7 @@ def config(fast: bool) -> Config:
     if not fast:
         return Config()
     small = {"max_length": 60, "epochs": 2, "dropout": 0.0, "word_dropout": 0.0}
-    return Config(fast=True, **{**FAST, **small})
+    return Config(fast=True, **{**fast_values(Config), **small})
 
 
 def load(fast: bool) -> Task:

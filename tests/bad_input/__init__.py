@@ -1,1 +1,1 @@
-"""The table of bad input: a file for each part of the library."""
+"""Calls with bad input, one file for each part of the library, and the messages that they raise."""

@@ -1,6 +1,6 @@
-"""What the rows of the table are made of: networks, batches, and calls that are to fail."""
+"""Networks and batches of the cases, and functions that make calls which fail."""
 
-# The rows are what the types forbid.
+# The cases are what the types forbid.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 import pathlib
@@ -140,5 +140,5 @@ def an_empty_file(folder: pathlib.Path) -> pathlib.Path:
     return folder / "file"
 
 
-# An id; a call; the error or warning; its message, or how it begins where JAX has the last word.
-Row = tuple[str, Callable[..., Any], type[Exception], str]
+# A name; a call; the exception or warning that it raises, whose message is in messages.txt.
+Case = tuple[str, Callable[..., Any], type[Exception]]

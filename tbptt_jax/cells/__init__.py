@@ -1,0 +1,1 @@
+"""How a core runs over T steps, and the fastest way to do so for each cell."""

@@ -1,0 +1,1 @@
+"""A training on disk: saved in the background, verified, restored bit for bit."""

@@ -1,0 +1,1 @@
+"""Recurrent networks as pure functions over a parameter pytree."""

@@ -1,0 +1,1 @@
+"""The windows of a batch, one after the other, and what trains on them."""

@@ -1,0 +1,3 @@
+"""The version of the library, which is also that of its distribution."""
+
+__version__ = "0.2.0"
