@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import html
 import io
+import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,8 +81,10 @@ def read(path: pathlib.Path) -> Run:
     if (path / METRICS).exists():
         histories[path.name] = [files.read_rows(path / METRICS, ROW)]
     for row in _rows(result.get("results")):
-        if files.fits(row, {"technique": str, "histories": list[list[dict]]}):
-            histories[row["technique"]] = row["histories"]
+        if files.fits(row, {"technique": str, "histories": list[list[ROW]]}):
+            networks = row["histories"]
+            if len({len(rows) for rows in networks}) == 1:
+                histories[row["technique"]] = networks
     figures = {p.name: files.read(p) for p in sorted(path.glob("*.png"))}
     return Run(path, config, result, histories, figures)
 
@@ -147,12 +150,23 @@ def rows_of_result(run: Run) -> str:
     return "".join(parts)
 
 
+def _are_norms(content: Any, count: int) -> bool:
+    """Whether these are so many norms."""
+    return (
+        files.fits(content, list[float])
+        and len(content) == count
+        and all(0 <= norm < math.inf for norm in content)
+    )
+
+
 def words(content: Any) -> str:
     """The words of a text, shaded by the gradient that each received, once for each plan."""
     if not files.fits(content, {"words": list[str], "norms": dict}):
         return ""
     parts = []
     for name, norms in content["norms"].items():
+        if not _are_norms(norms, len(content["words"])):
+            continue
         largest = max(norms, default=0) or 1
         shaded = " ".join(
             f'<span style="background: rgb(8 81 156 / {0.75 * (norm / largest) ** 0.5:.2f})'

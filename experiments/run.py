@@ -77,7 +77,7 @@ def configure(kind: type[C]) -> C:
         stop(
             f"--resume: {run.path} was saved by another version of the experiments, and this is "
             f"tbptt_jax {tbptt_jax.__version__}; resume it with that version (of before 0.2.0: git "
-            "checkout 2b4a6ff), or start a new run in another --output_dir"
+            "checkout cc1657e), or start a new run in another --output_dir"
         )
     before = content.get("versions", now)  # the first runs of this format have none
     if not isinstance(before, dict):
@@ -273,7 +273,7 @@ class RunFolder:
             what = f"; resume with\n  {self.resume_command}"
         else:
             what = " before anything was saved"
-        print(f"\nstopped by {name}{what}", file=sys.stderr)
+        sys.stderr.write(f"\nstopped by {name}{what}\n")  # one write: other threads write too
         sys.exit(128 + number)
 
     def saving(self, training: str) -> Saving:

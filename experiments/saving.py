@@ -53,7 +53,9 @@ class Signals:
             return
         self.noted = number
         with contextlib.suppress(Exception):  # stderr is closed, or was just being written to
-            tqdm.write("stopping after this batch (once more: at once)", file=sys.stderr)
+            # One write, for another thread may write too.
+            what = "stopping after this batch (once more: at once)\n"
+            tqdm.write(what, file=sys.stderr, end="")
 
     def _watch(self, reading: int) -> None:
         """End the process at the second signal, or where a save takes too long after the first."""
@@ -67,7 +69,7 @@ class Signals:
             elif since and came and time.monotonic() - max(since, came) > GRACE:
                 with contextlib.suppress(Exception):
                     what = f"no checkpoint after {GRACE:g} seconds; the one before it stays"
-                    print(f"warning: {what}", file=sys.stderr)
+                    sys.stderr.write(f"warning: {what}\n")
                 break
         number = numbers[-1]
         # Should nobody read what we print:

@@ -18,7 +18,7 @@ Json: TypeAlias = Any
 # The library was not among the versions that it saved.
 FIRST_VERSION = "0.1.0"
 # A commit of each earlier version: what to check out to resume what that version saved.
-COMMITS = {FIRST_VERSION: "2b4a6ff"}
+COMMITS = {FIRST_VERSION: "cc1657e"}
 
 
 class Metadata(TypedDict):

@@ -28,7 +28,7 @@ def saved_by(version, tree, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("version", "how"),
-    [("0.1.0", " (in a clone: git checkout 2b4a6ff)"), ("0.9.3", "")],
+    [("0.1.0", " (in a clone: git checkout cc1657e)"), ("0.9.3", "")],
 )
 def test_a_training_that_an_older_version_named_otherwise(version, how, tmp_path, monkeypatch):
     folder = saved_by(version, BEFORE, tmp_path, monkeypatch)

@@ -134,7 +134,7 @@ def test_a_run_of_another_version_is_refused_in_one_sentence(finished, script, t
     assert script("sentiment", ["--resume", f"--output_dir={folder}"]) == (
         f"error: --resume: {folder} was saved by another version of the experiments, and this is "
         f"tbptt_jax {tbptt_jax.__version__}; resume it with that version (of before 0.2.0: git "
-        "checkout 2b4a6ff), or start a new run in another --output_dir"
+        "checkout cc1657e), or start a new run in another --output_dir"
     )
     # Its parameters are read all the same.
     said = script("sentiment", [f"--output_dir={folder}", "--predict=wonderful"])

@@ -89,6 +89,26 @@ def test_a_comparison_has_a_row_and_a_curve_for_each_technique(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "histories",
+    [[], [{}], [[{}]], [[{**ROWS[0], "valid_score": None}]], [ROWS, ROWS[:1]], [[], ROWS]],
+)
+def test_histories_that_are_no_curves_are_left_out(histories, tmp_path):
+    good = {"technique": "full BPTT", "test": [0.6], "histories": [ROWS, ROWS]}
+    other = {"technique": "TBPTT(1, 1)", "test": [0.5], "histories": histories}
+    one = report.read(make_run(tmp_path / "a", results=[good, other]))
+    assert list(one.histories) == ["a", "full BPTT"]
+    assert rows(report.page([one]))["TBPTT(1, 1)"] == (["0.5"], False)
+
+
+@pytest.mark.parametrize("norms", [None, 3, [1.0], [-1.0, 2.0], [float("nan"), 1.0], ["a", "b"]])
+def test_norms_that_are_none_are_left_out(norms, tmp_path):
+    by_word = {"words": ["good", "film"], "norms": {"plan": [1.0, 2.0], "other": norms}}
+    page = report.page([report.read(make_run(tmp_path / "a", by_word=by_word))])
+    assert page.count("<h3>plan</h3>") == 1
+    assert "<h3>other</h3>" not in page
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         (0.123456, "0.1235"),

@@ -1,6 +1,7 @@
 """What a training does when a loss is not finite, or when it cannot be saved."""
 
 import contextlib
+import io
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import tbptt_jax as tbptt
 from experiments import trainer
 from experiments.config import RunOptions
+from experiments.run import RunFolder
 from experiments.saving import Saving, Signals
 from experiments.technique import Recipe, Technique
 from experiments.trainer import Network, Trainer
@@ -107,6 +109,38 @@ def test_a_signal_waits_for_the_batch_of_a_training(training, capsys):
     assert (said in capsys.readouterr().err) == training
 
 
+class Writes(io.StringIO):
+    """A stream that knows what each call wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[str] = []
+
+    def write(self, text):
+        self.calls.append(text)
+        return super().write(text)
+
+
+def test_what_a_signal_says_is_one_write_so_that_no_thread_writes_into_its_line(
+    tmp_path, monkeypatch
+):
+    stream = Writes()
+    monkeypatch.setattr(sys, "stderr", stream)
+    numbers = signal.SIGINT, signal.SIGTERM
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        with Signals(lambda number: None).training():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    with pytest.raises(SystemExit):
+        RunFolder(tmp_path).leave(signal.SIGTERM)
+    said = [call for call in stream.calls if call]
+    assert len(said) == 2
+    assert all(call.endswith("\n") for call in said)
+
+
 # A training of a batch each 50 ms whose checkpoints hang, as on a network file system that is gone.
 HANGS = """
 import os, pathlib, sys, threading, time
@@ -120,7 +154,7 @@ def hang(*_):
     threading.Event().wait()
 
 def leave(number):
-    print("leaves", file=sys.stderr)
+    sys.stderr.write("leaves\\n")
     sys.exit(128 + number)
 
 store.write, saving.GRACE = hang, float(sys.argv[2])
@@ -157,7 +191,7 @@ def seconds_to_end(process, *numbers, apart=0.002):
         process.send_signal(number)
         time.sleep(apart)
     _, errors = process.communicate(timeout=60)
-    assert errors.endswith("leaves\n"), errors
+    assert "leaves" in errors.splitlines(), errors
     assert "Traceback" not in errors
     return time.monotonic() - begun, errors
 
