@@ -29,8 +29,8 @@ MINUTES = {
     "credit": 2,
     "first_words": 8,
     "presence_of_one": 1,
-    "grid_search": 26,
-    "char_lm": 10,
+    "grid_search": 10,
+    "char_lm": 3,
 }
 
 
