@@ -1,104 +1,278 @@
-"""Meshes: automatic axes give the same numbers, explicit ones are refused by name."""
+"""Meshes: rows spread over devices give the numbers of one device, and one sum of the gradient.
 
+Each program runs in a process of its own, which has several CPU devices.
+"""
+
+import json
 import os
 import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from tests.command_line import ROOT
 
 PRELUDE = """
-import jax, numpy as np, optax
+import collections, dataclasses, json, re, sys
+import jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import tbptt_jax as tbptt
+
+ROWS, STEPS, WORDS, HIDDEN = 8, 6, 12, 6
 
 def mesh(kind, *sizes):
     names = ("rows", "other")[: len(sizes)]
     return jax.make_mesh(sizes, names, axis_types=(kind,) * len(sizes))
 
-def on(mesh, tree):
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("rows")))
+def on(mesh, tree, *spec):
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
 
-def state():
+def cores(rngs):
+    return {
+        "lstm": lambda: tbptt.LSTM(4, HIDDEN, rngs=rngs),
+        "gru": lambda: nnx.GRUCell(4, HIDDEN, rngs=rngs),
+        "plain": lambda: nnx.SimpleCell(4, HIDDEN, rngs=rngs),
+        "stack": lambda: tbptt.Stack(
+            [tbptt.LSTM(4, HIDDEN, rngs=rngs), nnx.GRUCell(HIDDEN, HIDDEN, rngs=rngs)]
+        ),
+    }
+
+optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1))
+
+def state(core="lstm", dropout=0.0):
     rngs = nnx.Rngs(0)
-    model = tbptt.SequenceModel(nnx.Linear(2, 4, rngs=rngs), tbptt.LSTM(4, 4, rngs=rngs),
-                                nnx.Linear(4, 2, rngs=rngs))
-    loss = lambda y, t: optax.losses.squared_error(y, t).mean(-1)
-    return tbptt.TrainState.create(model, optax.adam(0.1), loss)
+    encoder = nnx.Sequential(nnx.Embed(WORDS, 4, rngs=rngs), nnx.Dropout(dropout, rngs=rngs))
+    model = tbptt.SequenceModel(encoder, cores(rngs)[core](), nnx.Linear(HIDDEN, 3, rngs=rngs))
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels
+    return tbptt.TrainState.create(model, optimizer, loss)
 
-rng = np.random.default_rng(0)
-batch = tbptt.Batch(*rng.normal(size=(2, 4, 6, 2)).astype(np.float32))
-plan = tbptt.Truncation(2, 3)
+def batch(marks=(), rows=ROWS):
+    rng = np.random.default_rng(len(marks))
+    words, labels = rng.integers(0, WORDS, (rows, STEPS)), rng.integers(0, 3, (rows, STEPS))
+    made = {
+        "mask": rng.random((rows, STEPS)) < 0.7,
+        "reset": rng.random((rows, STEPS)) < 0.2,
+        "weights": rng.random((rows, STEPS)).astype(np.float32),
+    }
+    if "mask" in marks:
+        made["mask"][-1] = False  # a device whose row does not exist
+        words[~made["mask"]] = 10**6
+    return tbptt.Batch(words, labels, **{mark: made[mark] for mark in marks})
+
 uses = {
-    "train_step": lambda state, batch: tbptt.train_step(state, batch, plan),
-    "gradient": lambda state, batch: tbptt.gradient(state, batch, plan),
-    "evaluate": lambda state, batch: tbptt.evaluate(state, [batch]),
-    "predict": lambda state, batch: tbptt.predict(state, batch),
+    "train_step": tbptt.train_step,
+    "gradient": tbptt.gradient,
+    "evaluate": lambda state, batch, plan: tbptt.evaluate(state, [batch]),
+    "predict": lambda state, batch, plan: tbptt.predict(state, batch),
+    "credit_by_lag": lambda state, batch, plan: tbptt.credit_by_lag(state, batch, 3),
 }
 
-def message(call, *arguments):
-    try:
-        call(*arguments)
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("nothing was raised")
+def numbers(found):
+    leaves = jax.tree.leaves_with_path(found)
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in leaves
+        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+    }
+
+def assert_same(found, expected):
+    found, expected = numbers(found), numbers(expected)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
+
+def collectives(compiled):
+    '''What devices send each other: the kind, the numbers sent, and whether in a loop.'''
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\\(", compiled.as_text())
+    return [(kind, [
+        int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
+        for shape in re.findall(r"\\[([\\d,]*)\\]", shapes)
+    ]) for shapes, kind in found]
 """
 
 
-def run(code: str) -> list[str]:
-    """The lines that a program on four devices prints."""
+def run(code: str, devices: int = 4) -> list[str]:
+    """The lines that a program on so many devices prints."""
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
         cwd=ROOT,
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(ROOT),
         },
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-def test_explicit_axes_are_refused_by_name():
-    lines = run("""
-        given, explicit = state(), mesh(AxisType.Explicit, 4)
-        for use in uses.values():
-            print(message(use, given, on(explicit, batch)))
-        replicated = NamedSharding(mesh(AxisType.Explicit, 2, 2), PartitionSpec())
-        for use in uses.values():
-            print(message(use, jax.device_put(given, replicated), batch))
-        with jax.set_mesh(explicit):
-            for use in uses.values():
-                print(message(use, given, batch))
-        print(message(jax.jit(uses["train_step"]), given, on(explicit, batch)))
-    """)
-    on_batch = "batch.inputs", "('rows')"
-    params = "params['core']['dense_h']['bias']", "('rows', 'other')"
-    in_use = "the mesh in use (jax.set_mesh)", "('rows')"
-    named = [on_batch] * 4 + [params] * 4 + [in_use] * 4 + [on_batch]
-    for line, (array, axes) in zip(lines, named, strict=True):
-        assert line.startswith(f"{array} "), line
-        assert axes in line
+SAME_NUMBERS = """
+    plan = tbptt.Truncation(2, 3)
+    for name, use in uses.items():
+        for marks in ((), ("reset",), ("mask", "reset", "weights")):
+            expected = use(state(), batch(marks), plan)
+            shared = mesh(AxisType.{kind}, {sizes})
+            found = use(on(shared, state()), on(shared, batch(marks), "rows"), plan)
+            assert_same(found, expected)
+            arrays = [leaf for leaf in jax.tree.leaves(found) if isinstance(leaf, jax.Array)]
+            assert all(leaf.sharding.mesh == shared for leaf in arrays)
+            assert all(len(leaf.devices()) == {devices} for leaf in arrays)
+        print(name)
+"""
 
 
-def test_automatic_axes_give_the_numbers_of_one_device():
-    lines = run("""
-        auto, whole = mesh(AxisType.Auto, 4), state()
-        shared = jax.device_put(state(), NamedSharding(auto, PartitionSpec()))
-        for name in ("gradient", "predict", "train_step"):
-            found, expected = uses[name](shared, on(auto, batch)), uses[name](whole, batch)
-            if name == "train_step":
-                found, expected = (
-                    (s.params, s.stream.carry, m._asdict()) for s, m in (found, expected)
-                )
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
-            print(name, len(jax.tree.leaves(found)[0].sharding.device_set))
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("Auto", (4,)),
+        ("Explicit", (4,)),
+        pytest.param("Auto", (2,), marks=pytest.mark.slow),
+        pytest.param("Explicit", (2, 2), marks=pytest.mark.slow),
+        pytest.param("Auto", (4, 2), marks=pytest.mark.slow),
+        pytest.param("Auto", (8,), marks=pytest.mark.slow),
+        pytest.param("Explicit", (8,), marks=pytest.mark.slow),
+    ],
+)
+def test_rows_on_several_devices_give_the_numbers_of_one(kind, sizes):
+    devices = 1
+    for size in sizes:
+        devices *= size
+    code = SAME_NUMBERS.format(kind=kind, sizes=", ".join(map(str, sizes)), devices=devices)
+    assert run(code, devices) == [
+        "train_step", "gradient", "evaluate", "predict", "credit_by_lag"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("core", ["lstm", pytest.param("plain", marks=pytest.mark.slow)])
+def test_dropout_and_streams_go_on_as_on_one_device(core):
+    lines = run(f"""
+        plan, made = tbptt.Truncation(2, 5), batch(("mask", "reset"))
+        shared = mesh(AxisType.Auto, 4)
+        one, many = state("{core}", dropout=0.5), on(shared, state("{core}", dropout=0.5))
+        plain, metrics = tbptt.train_step(state("{core}"), made, plan)
+        for i in range(3):
+            one, expected = tbptt.train_step(one, made, plan)
+            many, found = tbptt.train_step(many, on(shared, made, "rows"), plan)
+            assert_same((many, found), (one, expected))
+            assert i or not np.allclose(metrics.loss, expected.loss)  # dropout changes it
+            print(many.stream.carry[0].sharding.spec if "{core}" == "lstm" else "")
     """)
-    assert lines == ["gradient 4", "predict 4", "train_step 4"]
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=pytest.mark.slow)])
+def test_large_tables_are_spread_over_a_second_axis_and_stay_there(kind):
+    lines = run(f"""
+        shared, plan, made = mesh(AxisType.{kind}, 2, 2), tbptt.Truncation(2, 3), batch(("mask",))
+
+        def put(leaf):
+            large = leaf.shape[:1] == (WORDS,) or leaf.shape == (HIDDEN, 3)
+            return on(shared, leaf, *["other"] * large)
+
+        one, many = state(), jax.tree.map(put, state())
+        before = [leaf.sharding for leaf in jax.tree.leaves(many)]
+        assert sum(not s.is_fully_replicated for s in before) == 6  # with both moments
+        for _ in range(2):
+            one, expected = tbptt.train_step(one, made, plan)
+            many, found = tbptt.train_step(many, on(shared, made, "rows"), plan)
+            assert_same((many.params, found), (one.params, expected))
+        after = [leaf.sharding for leaf in jax.tree.leaves(many.restart())]
+        print([a.spec for a in after] == [b.spec for b in before])
+    """)
+    assert lines == ["True"]
+
+
+def test_a_mesh_in_use_whose_axes_are_explicit():
+    lines = run("""
+        plan, shared = tbptt.Truncation(2, 3), mesh(AxisType.Explicit, 4)
+        expected = tbptt.train_step(state(), batch(), plan)
+        with jax.set_mesh(shared):
+            assert_same(tbptt.train_step(state(), batch(), plan), expected)
+            whole = on(shared, state())
+            assert_same(tbptt.train_step(whole, on(shared, batch(), "rows"), plan), expected)
+        print("same")
+    """)
+    assert lines == ["same"]
+
+
+def test_a_state_on_a_mesh_is_donated_and_a_user_s_array_is_not():
+    lines = run("""
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            shared = mesh(kind, 4)
+            first = on(shared, state())
+            second, _ = tbptt.train_step(first, on(shared, batch(), "rows"), tbptt.Truncation(2, 3))
+            third, _ = tbptt.train_step(second, on(shared, batch(), "rows"), tbptt.Truncation(2, 3))
+            for one in (first, second, third):
+                print(kind.name, {leaf.is_deleted() for leaf in jax.tree.leaves(one.params)})
+    """)
+    assert lines == [
+        f"{kind} {deleted}"
+        for kind in ("Auto", "Explicit")
+        for deleted in ({False}, {True}, {False})
+    ]
+
+
+def test_a_traced_array_with_explicit_axes_is_refused_by_name():
+    lines = run("""
+        shared = mesh(AxisType.Explicit, 4)
+        step = jax.jit(lambda state, batch: tbptt.train_step(state, batch, tbptt.Truncation(2, 3)))
+        try:
+            step(on(shared, state()), on(shared, batch(), "rows"))
+        except ValueError as error:
+            print(error)
+    """)
+    assert len(lines) == 1
+    assert "explicit mesh axes ('rows'); call tbptt_jax outside of jit" in lines[0]
+
+
+TRAVELS = """
+    shared = mesh(AxisType.Auto, 4)
+    for core, plan, marks in {cases}:
+        plan = tbptt.Truncation(**plan)
+        on_devices = on(shared, state(core)), on(shared, batch(marks), "rows")
+        size = sum(leaf.size for leaf in jax.tree.leaves(on_devices[0].params))
+        compiled = tbptt.lower(*on_devices, plan).compile()
+        print(json.dumps([size, collectives(compiled)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("core", "plan", "marks"),
+    [
+        ("lstm", {"k1": 2, "k2": 2}, ()),
+        ("gru", {"k1": 2, "k2": 2}, ()),
+        ("plain", {"k1": 2, "k2": 2}, ()),
+        ("stack", {"k1": 3, "k2": 3}, ()),
+        ("lstm", {"k1": 2, "k2": 2}, ("reset",)),
+        ("lstm", {"k1": 2, "k2": 5}, ("reset",)),
+        ("plain", {"k1": 2, "k2": 5}, ("reset",)),
+        ("lstm", {"k1": 6, "k2": 3, "anchor": "loss"}, ()),
+        ("gru", {"k1": 6, "k2": 3, "anchor": "loss"}, ("reset",)),
+    ],
+)
+def test_of_an_update_the_gradient_travels_once_and_nothing_else(core, plan, marks):
+    ((size, found),) = map(json.loads, run(TRAVELS.format(cases=[(core, plan, marks)])))
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    sizes = sorted(sum(shapes) for _, shapes in found)
+    # The gradient and the loss. Where a stream begins, the step that stands for those before it.
+    assert sizes[-1] == size + 1
+    assert sum(sizes[:-1]) <= (4 if "reset" in marks else 0)
+
+
+@pytest.mark.parametrize("marks", [("mask",), ("weights",), ("mask", "reset", "weights")])
+def test_with_masks_and_weights_some_numbers_travel_too(marks):
+    cases = [("lstm", {"k1": 2, "k2": 5}, marks)]
+    ((size, found),) = map(json.loads, run(TRAVELS.format(cases=cases)))
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    sizes = [sum(shapes) for _, shapes in found]
+    assert max(sizes) == size + 1
+    # Places, sums of weights, and the values of one step.
+    assert sum(n for n in sizes if n < size) < 100

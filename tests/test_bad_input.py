@@ -61,7 +61,7 @@ OTHER_FORMS = {
     "core hides its cell": ("SequenceModel.core", "`cell`", "GRUCell"),
     "encoder counts steps": ("the encoder must", "step 0"),
     "encoder mixes steps": ("the encoder must", "at step "),
-    "explicit axes": ("batch.inputs", "'rows'", "AxisType.Auto"),
+    "explicit axes": ("traced", "'rows'", "outside of jit", "AxisType.Auto"),
     "function of a model uses a layer": ("Model: readout", "`LAYER`", "Linear", "`params`"),
     "inputs of other features": ("inputs", "encoder", "float32[2, 4, 3]", "{cause}"),
     "like of another shape": ("{folder}", "['a']", "float64[3]", "float64[4]"),

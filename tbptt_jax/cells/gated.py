@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from tbptt_jax.cells.scan import marked_step, select
+from tbptt_jax.cells.scan import is_spread, marked_step, select
 from tbptt_jax.types import Array, Tree
 
 # Arrays [B, hidden]: a carry, whose last leaf is the hidden state (the recurrent weights multiply
@@ -284,15 +284,18 @@ def _reverse_step(
 def _weight_gradient(
     equations: Equations, weights: Weights, xs: jax.Array, hs: jax.Array, dz: jax.Array
 ) -> tuple[Weights, jax.Array]:
-    """The part of a chunk, and the cotangents of its zx [steps * B, columns]."""
-    # [steps, B, ...] as rows of one matrix: products with two contracted axes are slower.
-    xs, hs, dz = (a.reshape(-1, a.shape[-1]) for a in (xs, hs, dz))
+    """The part of a chunk, and the cotangents of its zx."""
+    if not is_spread(xs):
+        # [steps, B, ...] as rows of one matrix: products with two contracted axes are slower. Rows
+        # of several devices would be gathered for it.
+        xs, hs, dz = (a.reshape(-1, a.shape[-1]) for a in (xs, hs, dz))
     d_zx, d_zh = equations.to_x(dz), equations.to_h(dz)
+    rows = tuple(range(dz.ndim - 1))
     gradient = Weights(
-        xs.T @ d_zx,
-        hs.T @ d_zh,
-        None if weights.x_bias is None else d_zx.sum(0),
-        None if weights.h_bias is None else d_zh.sum(0),
+        jnp.tensordot(xs, d_zx, (rows, rows)),
+        jnp.tensordot(hs, d_zh, (rows, rows)),
+        None if weights.x_bias is None else d_zx.sum(rows),
+        None if weights.h_bias is None else d_zh.sum(rows),
     )
     return gradient, d_zx
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType
 
 from tbptt_jax.sums import wide
 from tbptt_jax.types import Array, Carry, Cell, Tree
@@ -38,10 +39,52 @@ class Place(NamedTuple):
     step: jax.Array
 
 
-def first_place(flags: Array) -> Place:
-    """The earliest step at which `flags`, bool [B, K], is True; (0, 0) where it never is."""
-    step, row = jnp.divmod(jnp.argmax(flags.T.reshape(-1)).astype(jnp.int32), flags.shape[0])
+def first_place(flags: Array, spread: bool) -> Place:
+    """The earliest step at which `flags`, bool [B, K], is True; (0, 0) where it never is.
+
+    `spread` says whether rows are on several devices.
+    """
+    rows, steps = flags.shape
+    if spread:
+        # One number of each device travels, not the flags of all rows.
+        order = jnp.arange(rows)[:, None] + rows * jnp.arange(steps)
+        first = jnp.min(jnp.where(flags, order, rows * steps))
+        first = jnp.where(first < rows * steps, first, 0)
+    else:
+        first = jnp.argmax(flags.T.reshape(-1))
+    step, row = jnp.divmod(first.astype(jnp.int32), rows)
     return Place(row, step)
+
+
+def take(x: jax.Array, indices: tuple[jax.Array, ...], spread: bool) -> jax.Array:
+    """The part of an array at indices of its first axes, which stay, with length 1.
+
+    `spread` says whether rows are on several devices.
+    """
+    count = len(indices)
+    if spread:
+        # The device that has it sends it to the others. A slice would gather the array on each.
+        here = True
+        for axis, index in enumerate(indices):
+            flags = jnp.arange(x.shape[axis]) == index
+            here &= flags.reshape(-1, *(1,) * (x.ndim - axis - 1))
+        chosen = jnp.where(here, x, jnp.zeros_like(x))
+        axes = tuple(range(count))
+        if x.dtype == bool:
+            return jnp.any(chosen, axis=axes, keepdims=True)
+        return jnp.sum(chosen, axis=axes, keepdims=True, dtype=x.dtype)
+    start = (*indices, *[jnp.zeros_like(indices[0])] * (x.ndim - count))
+    return jax.lax.dynamic_slice(x, start, (*(1,) * count, *x.shape[count:]))
+
+
+def is_spread(tree: Tree) -> bool:
+    """Whether one of these arrays may be spread over several devices."""
+    meshes = {jax.typeof(x).sharding.mesh for x in jax.tree.leaves(tree)}
+    return any(
+        size > 1 and kind != AxisType.Manual
+        for mesh in meshes
+        for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    )
 
 
 def substitute(flags: Array, tree: Tree) -> Tree:
@@ -51,11 +94,11 @@ def substitute(flags: Array, tree: Tree) -> Tree:
     times a cotangent of zero is NaN. So at steps where `flags`, bool [B, K], is False the user's
     functions see the values of the earliest step where it is True. No gradient goes into them.
     """
-    place = first_place(flags)
+    spread = is_spread((flags, tree))
+    place = first_place(flags, spread)
 
     def fill(x: jax.Array) -> jax.Array:
-        start = (*place, *[jnp.zeros_like(place.step)] * (x.ndim - 2))
-        other = jax.lax.dynamic_slice(jax.lax.stop_gradient(x), start, (1, 1, *x.shape[2:]))
+        other = take(jax.lax.stop_gradient(x), place, spread)
         return jnp.where(flags.reshape(flags.shape + (1,) * (x.ndim - 2)), x, other)
 
     return jax.tree.map(fill, tree)
@@ -73,14 +116,16 @@ def known_carry(carry: Carry, mask: Array, reset: Array | None, initial: Carry) 
       reset: bool [B, K] or None.
       initial: the carry after a reset; needed only with `reset`.
     """
-    place = first_place(mask)
+    spread = is_spread((carry, mask, reset))
+    place = first_place(mask, spread)
     if reset is not None:
-        restarted = reset[place.row] & (
+        restarted = take(jnp.asarray(reset), (place.row,), spread) & (
             jnp.arange(reset.shape[1], dtype=place.step.dtype) <= place.step
         )
         carry = jax.tree.map(lambda i, c: jnp.where(restarted.any(), i, c), initial, carry)
     return jax.tree.map(
-        lambda c: jax.lax.stop_gradient(jnp.broadcast_to(c[place.row][None], c.shape)), carry
+        lambda c: jax.lax.stop_gradient(jnp.broadcast_to(take(c, (place.row,), spread), c.shape)),
+        carry,
     )
 
 

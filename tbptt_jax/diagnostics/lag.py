@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from tbptt_jax.arguments import check_batch, check_count
+from tbptt_jax.axes import automatic
 from tbptt_jax.estimators import per_loss
 from tbptt_jax.estimators.estimator import WindowLoss
+from tbptt_jax.estimators.sharding import Rows, by_rows, rows_of
 from tbptt_jax.estimators.window import Window
 from tbptt_jax.plans.truncation import Truncation
 from tbptt_jax.sums import norm, shares, wide
@@ -76,6 +78,11 @@ def credit_by_lag(state: TrainState, batch: Batch, max_lag: int) -> CreditByLag:
       [1.0, 0.5, 0.25, 0.125]
     """
     check_batch(batch)
+    return _checked(state, batch, max_lag)
+
+
+@automatic
+def _checked(state: TrainState, batch: Batch, max_lag: int) -> CreditByLag:
     _, length = batch_shape(batch)
     forms = check_training(state, batch, Truncation(length, length))
     check_count("credit_by_lag", "max_lag", max_lag, 0)
@@ -89,12 +96,14 @@ def credit_by_lag(state: TrainState, batch: Batch, max_lag: int) -> CreditByLag:
         newest = carry_to_continue(newest, batch, forms.carry, NEW_STREAMS)
         carry, batch = resume_carry(state.functions, state.params, newest, batch)
     programs.bound()
-    return _credit_by_lag(state, carry, batch, int(max_lag))
+    return _credit_by_lag(state, rows_of(batch.inputs), carry, batch, int(max_lag))
 
 
-@functools.partial(programs.jit, static_argnames="max_lag")
-def _credit_by_lag(state: TrainState, carry: Carry, batch: Batch, max_lag: int) -> CreditByLag:
-    model, params = state.functions, state.params
+@functools.partial(programs.jit, static_argnames=("spread", "max_lag"))
+def _credit_by_lag(
+    state: TrainState, spread: Rows | None, carry: Carry, batch: Batch, max_lag: int
+) -> CreditByLag:
+    model, params = by_rows(state.functions, spread), state.params
     rows, length = batch_shape(batch)
     weights = step_weights(batch, 0, length)
     window = Window(batch.inputs, batch.targets, mask=batch.mask, reset=batch.reset)

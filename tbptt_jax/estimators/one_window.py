@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from tbptt_jax.arguments import check_count, check_leading
-from tbptt_jax.axes import check_axes
+from tbptt_jax.axes import automatic
 from tbptt_jax.cells.scan import check_carry, step_shape
 from tbptt_jax.estimators import per_loss, reverse
 from tbptt_jax.estimators.estimator import WindowLoss
+from tbptt_jax.estimators.sharding import by_rows, rows_of
 from tbptt_jax.estimators.window import (
     Window,
     WindowValue,
@@ -78,7 +79,23 @@ def window_value_and_grad(
       3.0
     """
     _check(model, params, carry, window, reach, block)
+    return _value_and_grad(model, loss, params, carry, window, rng, reach, block)
+
+
+@automatic
+def _value_and_grad(
+    model: Model,
+    loss: LossFn,
+    params: Params,
+    carry: Carry | None,
+    window: Window,
+    rng: jax.Array | None,
+    reach: int | None,
+    block: int | None,
+) -> tuple[WindowValue, Params]:
+    _check_carry(model, params, carry, window)
     weights = loss_weights(window)
+    model = by_rows(model, rows_of(window.inputs))
     losses = WindowLoss(model, loss, carry, window, 1.0 if weights is None else weights, rng)
     estimator = reverse.ESTIMATOR if reach is None else per_loss.estimator(reach, block)
     found = estimator.value_and_grad(losses, params, ())
@@ -110,18 +127,21 @@ def _check(
     if block is not None and reach is None:
         raise ValueError(f"{caller}: block goes with reach, which is None; leave it out")
     check_window(caller, window)
-    check_axes("params", params)
-    check_axes("window", window)
     rows = jax.tree.leaves(window.inputs)[0].shape[0]
     check_leading(
         f"{caller}: carry must have", carry, "B", (rows,), "one for each row of the window"
     )
+    _check_losses(caller, window)
+
+
+def _check_carry(model: Model, params: Params, carry: Carry | None, window: Window) -> None:
+    """Raise unless a carry is one of this model."""
     if carry is not None:
         xs = jax.eval_shape(lambda p, x: encode(model, p, x, None), params, window.inputs)
         initial = jax.eval_shape(lambda p: initial_carry(model, p, step_shape(xs)), params)
         advice = "take the carry that a window before it returned, or None for the initial one"
-        check_carry(caller, initial, carry, "of this model is", "and the one given is", advice)
-    _check_losses(caller, window)
+        says, other = "of this model is", "and the one given is"
+        check_carry("window_value_and_grad", initial, carry, says, other, advice)
 
 
 def _check_losses(caller: str, window: Window) -> None:

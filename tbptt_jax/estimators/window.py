@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tbptt_jax.arguments import check_boolean, check_leading
+from tbptt_jax.axes import automatic
 from tbptt_jax.cells import scan
 from tbptt_jax.sums import masked_weights, wide, widest
 from tbptt_jax.types import Array, Carry, LossFn, Model, Params, Tree
@@ -80,6 +81,13 @@ def forward(
         structure, shape or dtype of the carry.
     """
     check_window("forward", window)
+    return _forward(model, params, carry, window, rng)
+
+
+@automatic
+def _forward(
+    model: Model, params: Params, carry: Carry | None, window: Window, rng: jax.Array | None
+) -> tuple[Carry, Tree, Carry]:
     model = drawing(model, rng)
     return run(model, params, *begin(model, params, carry, window, rng), window)
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tbptt_jax.arguments import check_batch
+from tbptt_jax.axes import automatic
+from tbptt_jax.estimators.sharding import by_rows, rows_of
 from tbptt_jax.estimators.window import Window, forward, step_losses, total_weight
 from tbptt_jax.sums import exact_terms
 from tbptt_jax.training import programs
@@ -33,11 +35,16 @@ def predict(state: TrainState, batch: Batch) -> Tree:
     """
     check_state(state, "params")
     check_batch(batch, targets=False)
-    check_inputs(state.functions, state.params, batch)
+    return _outputs(state.functions, state.params, batch)
+
+
+@automatic
+def _outputs(functions: Model, params: Params, batch: Batch) -> Tree:
+    check_inputs(functions, params, batch)
     # Neither targets nor weights take part in what is compiled.
     batch = batch._replace(targets=None, weights=None)
     programs.bound()
-    return _predict(state.functions, state.params, None, batch)[0]
+    return _predict(by_rows(functions, rows_of(batch.inputs)), params, None, batch)[0]
 
 
 def evaluate(
@@ -113,19 +120,31 @@ def partial_sums(
             "evaluate: batches must be a Batch or an iterable of them, got "
             f"{type(batches).__name__}"
         )
-    functions = (state.loss, *metrics.values())
     carry = None
     for batch in [batches] if isinstance(batches, Batch) else batches:
         check_batch(batch)
-        forms = check_values(state.functions, state.params, state.loss, batch, metrics)
-        if batch.reset is None:
-            carry = None
-        else:
-            advice = "evaluate other streams by themselves"
-            carry = carry_to_continue(carry, batch, forms.carry, advice)
-        programs.bound()
-        carry, part = _evaluate(state.functions, functions, state.params, carry, batch)
+        carry, part = _sums(state.functions, state.params, state.loss, metrics, carry, batch)
         yield part
+
+
+@automatic
+def _sums(
+    functions: Model,
+    params: Params,
+    loss: LossFn,
+    metrics: Mapping[str, LossFn],
+    carry: Carry | None,
+    batch: Batch,
+) -> tuple[Carry, jax.Array]:
+    forms = check_values(functions, params, loss, batch, metrics)
+    if batch.reset is None:
+        carry = None
+    else:
+        advice = "evaluate other streams by themselves"
+        carry = carry_to_continue(carry, batch, forms.carry, advice)
+    programs.bound()
+    functions = by_rows(functions, rows_of(batch.inputs))
+    return _evaluate(functions, (loss, *metrics.values()), params, carry, batch)
 
 
 def _check_metrics(metrics: Mapping[str, LossFn]) -> None:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from tbptt_jax.arguments import check_batch
+from tbptt_jax.axes import automatic
+from tbptt_jax.estimators.sharding import Places, Rows, by_rows, keep, places_of, rows_of
 from tbptt_jax.plans.plan import Plan, check_plan
 from tbptt_jax.sums import Mean
 from tbptt_jax.training import programs
@@ -29,7 +31,8 @@ from tbptt_jax.validation.values import check_values
 def check_training(state: TrainState, batch: Batch, truncation: Plan) -> Forms:
     """Raise unless a state can train on a batch with a plan.
 
-    Public functions call it directly, so that warnings point at the user's line.
+    Public functions call it from a function that is `automatic`, so that warnings point at the
+    user's line.
 
     Returns:
       The shapes of what the model makes of the batch.
@@ -38,8 +41,8 @@ def check_training(state: TrainState, batch: Batch, truncation: Plan) -> Forms:
     check_plan(truncation)
     check_batch(batch)
     forms = check_values(state.functions, state.params, state.loss, batch)
-    check_scored(batch, truncation, stacklevel=4)
-    check_placement(batch, truncation, stacklevel=4)
+    check_scored(batch, truncation, stacklevel=6)
+    check_placement(batch, truncation, stacklevel=6)
     return forms
 
 
@@ -81,11 +84,17 @@ def train_step(state: TrainState, batch: Batch, truncation: Plan) -> tuple[Train
         with k2 <= k1 the last window reaches into the interval before it, and into the batch before
         it where T < k2.
     """
-    forms = check_training(state, batch, truncation)
-    state, stream, batch = _prepare(own(state), batch, truncation, forms)
-    programs.bound()
-    state, metrics = _train_step(state, stream, batch, truncation)
+    check_state(state)
+    state, metrics = _train(own(state), batch, truncation)
     return claim(state), metrics
+
+
+@automatic
+def _train(state: TrainState, batch: Batch, plan: Plan) -> tuple[TrainState, Metrics]:
+    forms = check_training(state, batch, plan)
+    arguments = _prepare(state, batch, plan, forms)
+    programs.bound()
+    return _train_step(*arguments, places_of(_learner(state)))
 
 
 def lower(state: TrainState, batch: Batch, truncation: Plan) -> jax.stages.Lowered:
@@ -103,41 +112,63 @@ def lower(state: TrainState, batch: Batch, truncation: Plan) -> jax.stages.Lower
     Warns:
       UserWarning: as `train_step`.
     """
-    forms = check_training(state, batch, truncation)
-    return _train_step.lower(*_prepare(state, batch, truncation, forms), truncation)
+    return _lower(state, batch, truncation)
+
+
+@automatic
+def _lower(state: TrainState, batch: Batch, plan: Plan) -> jax.stages.Lowered:
+    forms = check_training(state, batch, plan)
+    arguments = _prepare(state, batch, plan, forms)
+    return _train_step.lower(*arguments, places_of(_learner(state)))
 
 
 def _prepare(
     state: TrainState, batch: Batch, plan: Plan, forms: Forms
-) -> tuple[TrainState, Stream | None, Batch]:
+) -> tuple[TrainState, Stream | None, Batch, Plan, Rows | None]:
     """The arguments of the compiled step; the stream is None for whole sequences.
 
     The state goes without its stream, so that whether there is one, and its size, compile nothing.
     """
-    stream = None
+    rows, stream = rows_of(batch.inputs), None
     if batch.reset is not None:
         if state.stream is not None:
             newest = carry_to_continue(state.stream.carry, batch, forms.carry, NEW_STREAMS)
             stream = None if newest is None else state.stream._replace(carry=newest)
         stream, batch = resume(state.functions, state.params, plan, stream, batch)
-    return state.restart(), stream, batch
+    return state.restart(), stream, batch, plan, rows
 
 
-@functools.partial(programs.jit, static_argnames="plan", donate_argnames=("state", "stream"))
+def _learner(state: TrainState) -> Learner:
+    return Learner(state.params, state.opt_state, state.step)
+
+
+@functools.partial(
+    programs.jit,
+    static_argnames=("plan", "rows", "places"),
+    donate_argnames=("state", "stream"),
+)
 def _train_step(
-    state: TrainState, stream: Stream | None, batch: Batch, plan: Plan
+    state: TrainState,
+    stream: Stream | None,
+    batch: Batch,
+    plan: Plan,
+    rows: Rows | None,
+    places: Places,
 ) -> tuple[TrainState, Metrics]:
+    def consume(learner: Learner, scored: Scored) -> Learner:
+        return keep(learn(state.optimizer, learner, scored), places)
+
     scanned = scan_windows(
-        state.functions,
+        by_rows(state.functions, rows),
         state.loss,
         plan,
         batch,
         stream,
-        learner=Learner(state.params, state.opt_state, state.step),
-        consume=functools.partial(learn, state.optimizer),
+        learner=_learner(state),
+        consume=consume,
         rng=state.rng,
     )
-    learner = learn_at_batch_end(state.optimizer, scanned.learner)
+    learner = keep(learn_at_batch_end(state.optimizer, scanned.learner), places)
     state = dataclasses.replace(state, **learner._asdict(), rng=scanned.rng, stream=scanned.stream)
     return state, scanned.metrics
 
@@ -158,10 +189,15 @@ def gradient(state: TrainState, batch: Batch, truncation: Plan) -> Params:
     Raises:
       TypeError, ValueError: as `train_step`.
     """
-    forms = check_training(state, batch, truncation)
-    state, stream, batch = _prepare(state, batch, truncation, forms)
+    return _gradient_of(state, batch, truncation)
+
+
+@automatic
+def _gradient_of(state: TrainState, batch: Batch, plan: Plan) -> Params:
+    forms = check_training(state, batch, plan)
+    arguments = _prepare(state, batch, plan, forms)
     programs.bound()
-    return _gradient(state, stream, batch, truncation)
+    return _gradient(*arguments, places_of(state.params))
 
 
 class Average(NamedTuple):
@@ -175,10 +211,17 @@ class Average(NamedTuple):
         return self._replace(mean=self.mean.add(scored.grads, scored.weight))
 
 
-@functools.partial(programs.jit, static_argnames="plan")
-def _gradient(state: TrainState, stream: Stream | None, batch: Batch, plan: Plan) -> Params:
+@functools.partial(programs.jit, static_argnames=("plan", "rows", "places"))
+def _gradient(
+    state: TrainState,
+    stream: Stream | None,
+    batch: Batch,
+    plan: Plan,
+    rows: Rows | None,
+    places: Places,
+) -> Params:
     scanned = scan_windows(
-        state.functions,
+        by_rows(state.functions, rows),
         state.loss,
         plan,
         batch,
@@ -190,6 +233,7 @@ def _gradient(state: TrainState, stream: Stream | None, batch: Batch, plan: Plan
     params, mean = scanned.learner
     # A part that is not finite is missing from the mean.
     whole = scanned.metrics.finite.all()
-    return jax.tree.map(
+    grads = jax.tree.map(
         lambda g, p: jnp.where(whole, g, jnp.nan).astype(p.dtype), mean.tree, params
     )
+    return keep(grads, places)

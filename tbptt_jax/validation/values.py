@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from tbptt_jax.axes import check_axes
 from tbptt_jax.types import Array, Batch, LossFn, Model, Params, Tree
 from tbptt_jax.validation import probe
 from tbptt_jax.validation.shapes import Forms, Shapes, check_loss_form, model_forms
@@ -32,10 +31,8 @@ def check_inputs(model: Model, params: Params, batch: Batch) -> Forms:
     Raises:
       TypeError: ids for an embedding that are not integers.
       ValueError: ids outside the vocabulary, NaN or infinity, or inputs that the model fails on;
-        an encoder or readout that mixes steps; arrays on a mesh with explicit axes.
+        an encoder or readout that mixes steps.
     """
-    check_axes("params", params)
-    check_axes("batch", batch)
     exists = existing_steps(batch)
     for name, leaf in _leaves("inputs", batch.inputs):
         if model.vocabulary is not None:

@@ -79,7 +79,8 @@ def unrolled(change):
 def explicit_axes():
     mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Explicit,))
     put = jax.device_put(IDS, NamedSharding(mesh, PartitionSpec("rows")))
-    return tbptt.train_step(STATE, TEXT._replace(inputs=put), PLAN)
+    train = jax.jit(lambda inputs: tbptt.train_step(STATE, TEXT._replace(inputs=inputs), PLAN))
+    return train(put)
 
 
 def carry_of_16_bits():

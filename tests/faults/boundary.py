@@ -25,11 +25,18 @@ FAULTS = (
         ("test_an_encoder_that_mixes_steps_is_refused[positions]",),
     ),
     Fault(
-        "a traced array may have explicit axes",
-        "_check_mesh",
-        "kind == AxisType.Explicit",
-        "kind == AxisType.Manual",
-        ("test_explicit_axes_are_refused_by_name",),
+        "results stay on a mesh that is not the user's",
+        "automatic",
+        "_move(result, same, explicit)",
+        "result",
+        ("test_rows_on_several_devices_give_the_numbers_of_one[Explicit-sizes1]",),
+    ),
+    Fault(
+        "rows are thought to be on one device",
+        "_rows",
+        "math.prod((sharding.mesh.shape[axis] for axis in axes)) == 1",
+        "math.prod((sharding.mesh.shape[axis] for axis in axes)) >= 1",
+        ("test_of_an_update_the_gradient_travels_once_and_nothing_else[plain-plan2-marks2]",),
     ),
     Fault(
         "weights between -1 and 0 are taken",
@@ -78,7 +85,7 @@ FAULTS = (
         "_may_be_on_a_mesh",
         "not isinstance(leaf.sharding, SingleDeviceSharding)",
         "isinstance(leaf.sharding, SingleDeviceSharding)",
-        ("test_explicit_axes_are_refused_by_name",),
+        ("test_rows_on_several_devices_give_the_numbers_of_one[Explicit-sizes1]",),
     ),
     Fault(
         "what was tried on few steps is not tried on more",

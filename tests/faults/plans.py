@@ -168,7 +168,7 @@ FAULTS = (
     ),
     Fault(
         "gradient of nothing is not a number",
-        "window_value_and_grad",
+        "_value_and_grad",
         "jnp.where(weight != 0, g, 0)",
         "jnp.where(weight == 0, g, g)",
         ("test_a_window_without_any_weight_has_no_gradient[None]",),

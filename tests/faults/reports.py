@@ -4,16 +4,16 @@ from tests.faults.fault import Fault
 
 FAULTS = (
     Fault(
-        "evaluation starts from the training carry",
-        "partial_sums",
-        "_evaluate(state.functions, functions, state.params, carry, batch)",
-        "_evaluate(state.functions, functions, state.params, state.carry if carry is "
-        "None else carry, batch)",
+        "evaluation starts from a carry of ones",
+        "_sums",
+        "_evaluate(functions, (loss, *metrics.values()), params, carry, batch)",
+        "_evaluate(functions, (loss, *metrics.values()), params, jax.tree.map(lambda c: "
+        "jnp.ones(c.shape, c.dtype), forms.carry) if carry is None else carry, batch)",
         ("test_evaluate_and_predict_are_the_oracles_forward_numbers[mw]",),
     ),
     Fault(
         "whole sequences continue the batch before",
-        "partial_sums",
+        "_sums",
         """if batch.reset is None:
     carry = None
 else:
