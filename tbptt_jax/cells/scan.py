@@ -1,5 +1,6 @@
 """The scan over time: one step after another, held where masked, restarted where reset."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -47,7 +48,7 @@ def first_place(flags: Array, spread: bool) -> Place:
     rows, steps = flags.shape
     if spread:
         # One number of each device travels, not the flags of all rows.
-        order = jnp.arange(rows)[:, None] + rows * jnp.arange(steps)
+        order = jnp.arange(rows)[:, None] + rows * jnp.arange(steps)[None]
         first = jnp.min(jnp.where(flags, order, rows * steps))
         first = jnp.where(first < rows * steps, first, 0)
     else:
@@ -64,12 +65,10 @@ def take(x: jax.Array, indices: tuple[jax.Array, ...], spread: bool) -> jax.Arra
     count = len(indices)
     if spread:
         # The device that has it sends it to the others. A slice would gather the array on each.
-        here = True
-        for axis, index in enumerate(indices):
-            flags = jnp.arange(x.shape[axis]) == index
-            here &= flags.reshape(-1, *(1,) * (x.ndim - axis - 1))
-        chosen = jnp.where(here, x, jnp.zeros_like(x))
         axes = tuple(range(count))
+        numbers = (jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) for axis in axes)
+        here = (n == i for n, i in zip(numbers, indices, strict=True))
+        chosen = jnp.where(functools.reduce(jnp.logical_and, here), x, jnp.zeros_like(x))
         if x.dtype == bool:
             return jnp.any(chosen, axis=axes, keepdims=True)
         return jnp.sum(chosen, axis=axes, keepdims=True, dtype=x.dtype)
@@ -119,7 +118,7 @@ def known_carry(carry: Carry, mask: Array, reset: Array | None, initial: Carry) 
     spread = is_spread((carry, mask, reset))
     place = first_place(mask, spread)
     if reset is not None:
-        restarted = take(jnp.asarray(reset), (place.row,), spread) & (
+        restarted = take(jnp.asarray(reset), (place.row,), spread)[0] & (
             jnp.arange(reset.shape[1], dtype=place.step.dtype) <= place.step
         )
         carry = jax.tree.map(lambda i, c: jnp.where(restarted.any(), i, c), initial, carry)
