@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import pytest
 
 from tests.command_line import ROOT
@@ -94,6 +95,11 @@ def collectives(compiled):
 """
 
 
+EXPLICIT = pytest.mark.skipif(
+    not hasattr(jax.sharding, "use_abstract_mesh"), reason="needs a newer JAX"
+)
+
+
 def run(code: str, devices: int = 4) -> list[str]:
     """The lines that a program on so many devices prints."""
     done = subprocess.run(
@@ -133,12 +139,12 @@ SAME_NUMBERS = """
     ("kind", "sizes"),
     [
         ("Auto", (4,)),
-        ("Explicit", (4,)),
+        pytest.param("Explicit", (4,), marks=EXPLICIT),
         pytest.param("Auto", (2,), marks=pytest.mark.slow),
-        pytest.param("Explicit", (2, 2), marks=pytest.mark.slow),
+        pytest.param("Explicit", (2, 2), marks=[EXPLICIT, pytest.mark.slow]),
         pytest.param("Auto", (4, 2), marks=pytest.mark.slow),
         pytest.param("Auto", (8,), marks=pytest.mark.slow),
-        pytest.param("Explicit", (8,), marks=pytest.mark.slow),
+        pytest.param("Explicit", (8,), marks=[EXPLICIT, pytest.mark.slow]),
     ],
 )
 def test_rows_on_several_devices_give_the_numbers_of_one(kind, sizes):
@@ -168,7 +174,9 @@ def test_dropout_and_streams_go_on_as_on_one_device(core):
     assert len(lines) == 3
 
 
-@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["Auto", pytest.param("Explicit", marks=[EXPLICIT, pytest.mark.slow])]
+)
 def test_large_tables_are_spread_over_a_second_axis_and_stay_there(kind):
     lines = run(f"""
         shared, plan, made = mesh(AxisType.{kind}, 2, 2), tbptt.Truncation(2, 3), batch(("mask",))
@@ -190,6 +198,7 @@ def test_large_tables_are_spread_over_a_second_axis_and_stay_there(kind):
     assert lines == ["True"]
 
 
+@EXPLICIT
 def test_a_mesh_in_use_whose_axes_are_explicit():
     lines = run("""
         plan, shared = tbptt.Truncation(2, 3), mesh(AxisType.Explicit, 4)
@@ -203,21 +212,17 @@ def test_a_mesh_in_use_whose_axes_are_explicit():
     assert lines == ["same"]
 
 
-def test_a_state_on_a_mesh_is_donated_and_a_user_s_array_is_not():
-    lines = run("""
-        for kind in (AxisType.Auto, AxisType.Explicit):
-            shared = mesh(kind, 4)
-            first = on(shared, state())
-            second, _ = tbptt.train_step(first, on(shared, batch(), "rows"), tbptt.Truncation(2, 3))
-            third, _ = tbptt.train_step(second, on(shared, batch(), "rows"), tbptt.Truncation(2, 3))
-            for one in (first, second, third):
-                print(kind.name, {leaf.is_deleted() for leaf in jax.tree.leaves(one.params)})
+@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=EXPLICIT)])
+def test_a_state_on_a_mesh_is_donated_and_a_user_s_array_is_not(kind):
+    lines = run(f"""
+        shared = mesh(AxisType.{kind}, 4)
+        first = on(shared, state())
+        second, _ = tbptt.train_step(first, on(shared, batch(), "rows"), tbptt.Truncation(2, 3))
+        third, _ = tbptt.train_step(second, on(shared, batch(), "rows"), tbptt.Truncation(2, 3))
+        for one in (first, second, third):
+            print(*{{leaf.is_deleted() for leaf in jax.tree.leaves(one.params)}})
     """)
-    assert lines == [
-        f"{kind} {deleted}"
-        for kind in ("Auto", "Explicit")
-        for deleted in ({False}, {True}, {False})
-    ]
+    assert lines == ["False", "True", "False"]
 
 
 def test_a_traced_array_with_explicit_axes_is_refused_by_name():
@@ -271,7 +276,6 @@ def test_with_masks_and_weights_some_numbers_travel_too(marks):
     cases = [("lstm", {"k1": 2, "k2": 5}, marks)]
     ((size, found),) = map(json.loads, run(TRAVELS.format(cases=cases)))
     assert {kind for kind, _ in found} == {"all-reduce"}
-    sizes = [sum(shapes) for _, shapes in found]
-    assert max(sizes) == size + 1
-    # Places, sums of weights, and the values of one step.
-    assert sum(n for n in sizes if n < size) < 100
+    numbers = sum(sum(shapes) for _, shapes in found)
+    # Places, sums of weights, and the values of one step, beside the gradient and the loss.
+    assert 0 < numbers - (size + 1) < 100
