@@ -175,7 +175,7 @@ def table(text: book.Text, counted: list[float], bits: float) -> str:
     """The network beside the counts."""
     names = ["counts of characters", "counts after the same 1 character"]
     names += [f"counts after the same {order} characters" for order in range(2, ORDERS)]
-    rows = {"any of the book's characters alike": math.log2(len(text.characters))}
+    rows = {"each of the characters as likely as any other": math.log2(len(text.characters))}
     rows |= {**dict(zip(names, counted, strict=True)), "LSTM": bits}
     head = ["predicted by", "test bits per character"]
     return figures.table(head, [[name, f"{value:.3f}"] for name, value in rows.items()])

@@ -5,7 +5,6 @@ updates they make, and in how far back their gradients reach.
 """
 
 import dataclasses
-import statistics
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -112,12 +111,6 @@ def measure(run: RunFolder, task: Task, technique: Technique, recipes: list[Reci
     )
 
 
-def written(values: list[float], write: Callable[[float], str] = "{:.2f}".format) -> str:
-    """The mean, and the range where there are several."""
-    text = write(statistics.fmean(values))
-    return text if len(values) == 1 else f"{text} ({write(min(values))} to {write(max(values))})"
-
-
 def table(task: Task, results: list[Result]) -> str:
     """A row for each technique."""
     rows = []
@@ -125,8 +118,11 @@ def table(task: Task, results: list[Result]) -> str:
         last = r.histories[0][-1]
         speed = f"{last['updates']:,}", f"{r.updates_per_second:,.0f}", f"{last['seconds']:,.0f}"
         memory, scored = f"{r.temporary_mebibytes:,.1f}", f"{r.scored:.0%}"
-        biases = (written([b[key] for b in r.bias]) for key in ("relative", "cosine"))
-        score = written(r.test, task.score.write)
+        biases = (
+            figures.mean_and_range([b[key] for b in r.bias], "{:.2f}".format)
+            for key in ("relative", "cosine")
+        )
+        score = figures.mean_and_range(r.test, task.score.write)
         rows.append([r.technique, score, *speed, memory, scored, *biases])
     head = ["technique", f"test {task.score.name}", "updates", "updates/s", "seconds", "MiB"]
     return figures.table([*head, "losses scored", "bias", "cosine"], rows)

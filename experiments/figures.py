@@ -3,8 +3,9 @@
 import itertools
 import math
 import shutil
+import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -108,6 +109,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
             parts.append([])
         parts[-1].append(column)
     return "\n\n".join(_table([[row[i] for i in (0, *part)] for row in cells]) for part in parts)
+
+
+def mean_and_range(values: Values, write: Callable[[float], str]) -> str:
+    """A cell of a table: the mean, and the range where there are several values."""
+    text = write(statistics.fmean(values))
+    return text if len(values) == 1 else f"{text} ({write(min(values))} to {write(max(values))})"
 
 
 def _table(cells: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ N. Texts are padded at their start, so that all end at the last step.
 """
 
 import dataclasses
+import itertools
 import statistics
 from typing import Any
 
@@ -29,6 +30,8 @@ from experiments.tasks import Task, opinions, reviews
 from experiments.technique import Recipe, Technique
 from tbptt_jax import Batch, Truncation, data
 from tbptt_jax.types import Params
+
+REVIEW_SEEDS = 3  # networks of each kind on reviews
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,11 @@ def updates_until(history: list[dict[str, Any]], accuracy: float) -> int | None:
     return next((row["updates"] for row in history if row["valid_score"] >= accuracy), None)
 
 
+def _share(values: figures.Values) -> str:
+    """Shares of right answers, in per cent."""
+    return figures.mean_and_range(values, "{:.1%}".format)
+
+
 def summary(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
     """A row for each way to train."""
     counts, rows = sorted({min(10, config.k2), config.k2, config.length}), []
@@ -118,9 +126,9 @@ def summary(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
         when = f"{statistics.median(reached):,.0f}" if reached else "never"
         if 0 < len(reached) < len(nets):
             when += f" ({len(reached)} of {len(nets)})"
-        accuracy = np.mean([net["accuracy"] for net in nets], 0)
+        accuracy = np.array([net["accuracy"] for net in nets])
         largest = [f"{max(net[key] for net in nets):.1e}" for key in ("gradient", "moved")]
-        rows.append([name, *(f"{accuracy[n - 1]:.1%}" for n in counts), when, *largest])
+        rows.append([name, *(_share(accuracy[:, n - 1]) for n in counts), when, *largest])
     head = ["training", *(f"after {n} words" for n in counts), "updates to 95%"]
     return figures.table([*head, "largest gradient", "moved by"], rows)
 
@@ -182,7 +190,8 @@ def review_accuracy(
 ) -> dict[str, Any]:
     """For each way to train on reviews: accuracy on the first and on the last N words of a text.
 
-    All on the same texts: those longer than the largest N, and short enough not to be cut.
+    All on the same texts: those longer than the largest N, and short enough not to be cut. Each
+    network has its own list.
     """
     counts, k2, end = shown_words(texts), config.k2, "loss at the end"
     cut, full = (Truncation(k, k) for k in (k2, texts.max_length))
@@ -193,22 +202,27 @@ def review_accuracy(
     ]
     test = task.batches("test", 1, None)
     result: dict[str, Any] = {"words": counts}
-    for technique in techniques:
-        recipe = Recipe(task.epochs, task.learning_rate, task.averaging)
-        saving = run.saving(slug(f"{task.name} {technique.name}"))
+    for technique, seed in itertools.product(techniques, range(1 if config.fast else REVIEW_SEEDS)):
+        recipe = Recipe(task.epochs, task.learning_rate, task.averaging, seed=seed)
+        saving = run.saving(slug(f"{task.name} {technique.name} {seed}"))
         state = trainer.fit(task, recipe, technique, saving).state
         for end in ("first", "last"):
+            scores = []
             for count in (*counts, texts.max_length):
                 left = [only(b, count, end, counts[-1], texts.max_length) for b in test]
                 found = tbptt.evaluate(state, [b for b in left if b.mask.any()], task.metrics)
                 result["texts"] = int(found["weight"])
-                result.setdefault(end, {}).setdefault(technique.name, []).append(found["accuracy"])
+                scores.append(found["accuracy"])
+            result.setdefault(end, {}).setdefault(technique.name, []).append(scores)
     return result
 
 
 def review_table(result: dict[str, Any], end: str) -> str:
     """A row for each way to train."""
-    rows = [[name, *(f"{s:.1%}" for s in scores)] for name, scores in result[end].items()]
+    rows = [
+        [name, *(_share(scores) for scores in zip(*nets, strict=True))]
+        for name, nets in result[end].items()
+    ]
     return figures.table([f"{end} words shown", *result["words"], "all"], rows)
 
 

@@ -146,14 +146,15 @@ def panels(config: Config, found: Found) -> list[Panel]:
 
 
 def summary(config: Config, found: Found) -> list[Row]:
-    """Shares of correct answers by where the 1 is, as result.json holds them."""
+    """Each network's shares of correct answers by where the 1 is, as result.json holds them."""
     half, length, rows = config.length // 2, config.length, []
     for (where, plan), nets in found.items():
         p = np.array([net["probability"] for net in nets])
         right = np.where(np.arange(length + 1) < length, p > 0.5, p <= 0.5)
         shares = right[:, :half], right[:, half:length], right[:, length]
         row: Row = {"trained_on": where, "plan": plan}
-        row |= {name: float(share.mean()) for name, share in zip(PARTS, shares, strict=True)}
+        for name, share in zip(PARTS, shares, strict=True):
+            row[name] = share.reshape(len(nets), -1).mean(1).tolist()
         row["largest_input_gradient"] = max(net["largest_input_gradient"] for net in nets)
         rows.append({**row, "probability": p.mean(0).tolist()})
     return rows
@@ -170,7 +171,11 @@ def main(config: Config) -> None:
     places = f"1 in 1 to {half}", f"1 in {half + 1} to {config.length}", "no 1"
     head = ["1s in training", "gradient", *places, "largest gradient of the input weights"]
     cells = [
-        [r["trained_on"], r["plan"], *(f"{r[part]:.0%}" for part in PARTS), f"{r[largest]:.1e}"]
+        [
+            *(r["trained_on"], r["plan"]),
+            *(figures.mean_and_range(r[part], "{:.0%}".format) for part in PARTS),
+            f"{r[largest]:.1e}",
+        ]
         for r in rows
     ]
     print(f"\nShare of correct answers, {config.seeds} networks of each kind:\n")

@@ -29,13 +29,28 @@ def test_a_document_gets_its_sections_and_keeps_the_rest(monkeypatch):
         fill(text.replace(": n ", ": m "), {}, "x.md")
 
 
-def test_a_single_network_is_shown_without_its_bias(tmp_path):
-    biased = "| c | bias | cosine |\n|---|-----:|-------:|\n| x | 0.5 | 0.9 |"
-    for name, expected in (("naive, book", "| c |\n|---|\n| x |"), ("naive, demand", biased)):
-        found = {name: Measured(JOBS[name], f"{TABLE}\n\n{biased}\n", tmp_path)}
-        assert SECTIONS[name](found) == f"{TABLE}\n\n{expected}"
-    other = "| k2 | cosine |\n|---|-----:|\n| 1 | 0.5 |"  # of experiments.credit
-    assert SECTIONS["credit"]({"credit": Measured(JOBS["credit"], other, tmp_path)}) == other
+def test_a_comparison_is_of_several_networks():
+    compared = {"naive", "domain_split", "tbptt_1_1", "full_bptt"}
+    found = [job for name, job in JOBS.items() if name.split(", ")[0] in compared]
+    assert len(found) == 18
+    assert all("--seeds=3" in job.line for job in found)
+
+
+def test_a_language_model_is_shown_beside_the_counts(tmp_path):
+    found = {}
+    for seed, bits in zip(reproduce.SEEDS, (1.5, 1.25, 1.75), strict=True):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps({"test_bits": bits}))
+        printed = figures.table(["by", "bits"], [["counts", "2.000"], ["LSTM", f"{bits:.3f}"]])
+        key = f"char_lm, seed {seed}"
+        found[key] = Measured(JOBS[key], f"read\n{printed}\nsaved", folder)
+    rows = [line.split("|")[1:-1] for line in SECTIONS["char_lm"](found).splitlines()]
+    assert [[cell.strip() for cell in row] for row in rows if "--" not in row[0]] == [
+        ["by", "bits"],
+        ["counts", "2.000"],
+        ["LSTM", "1.500 (1.250 to 1.750)"],
+    ]
 
 
 def test_every_mark_of_the_documents_is_measured():

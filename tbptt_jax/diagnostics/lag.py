@@ -15,7 +15,7 @@ from tbptt_jax.estimators.window import Window
 from tbptt_jax.plans.truncation import Truncation
 from tbptt_jax.sums import norm, shares, wide
 from tbptt_jax.training import programs
-from tbptt_jax.training.state import TrainState
+from tbptt_jax.training.state import TrainState, check_state
 from tbptt_jax.training.step import check_training
 from tbptt_jax.training.stream import resume_carry
 from tbptt_jax.training.windows import step_weights
@@ -78,6 +78,7 @@ def credit_by_lag(state: TrainState, batch: Batch, max_lag: int) -> CreditByLag:
       [1.0, 0.5, 0.25, 0.125]
     """
     check_batch(batch)
+    check_state(state)
     return _checked(state, batch, max_lag)
 
 

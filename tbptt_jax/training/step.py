@@ -29,7 +29,7 @@ from tbptt_jax.validation.values import check_values
 
 
 def check_training(state: TrainState, batch: Batch, truncation: Plan) -> Forms:
-    """Raise unless a state can train on a batch with a plan.
+    """Raise unless a state, which `check_state` has seen, can train on a batch with a plan.
 
     Public functions call it from a function that is `automatic`, so that warnings point at the
     user's line.
@@ -37,7 +37,6 @@ def check_training(state: TrainState, batch: Batch, truncation: Plan) -> Forms:
     Returns:
       The shapes of what the model makes of the batch.
     """
-    check_state(state)
     check_plan(truncation)
     check_batch(batch)
     forms = check_values(state.functions, state.params, state.loss, batch)
@@ -112,6 +111,7 @@ def lower(state: TrainState, batch: Batch, truncation: Plan) -> jax.stages.Lower
     Warns:
       UserWarning: as `train_step`.
     """
+    check_state(state)
     return _lower(state, batch, truncation)
 
 
@@ -189,6 +189,7 @@ def gradient(state: TrainState, batch: Batch, truncation: Plan) -> Params:
     Raises:
       TypeError, ValueError: as `train_step`.
     """
+    check_state(state)
     return _gradient_of(state, batch, truncation)
 
 

@@ -30,6 +30,11 @@ def test_a_table_is_markdown_with_numbers_to_the_right():
     ]
 
 
+def test_a_cell_of_one_value_has_no_range():
+    assert figures.mean_and_range([1.0], "{:.1f}".format) == "1.0"
+    assert figures.mean_and_range(np.array([1.0, 4.0, 2.5]), "{:.1f}".format) == "2.5 (1.0 to 4.0)"
+
+
 def test_a_table_too_wide_for_the_terminal_repeats_its_first_column(monkeypatch):
     head, row = ["name", "first", "second", "third"], ["a", 1, 22, 333]
     assert len(figures.table(head, [row]).splitlines()) == 3

@@ -33,10 +33,10 @@ def test_words_beyond_the_reach_are_learnt_from_near_ones_or_not_at_all(tmp_path
     reviews = result["reviews"]
     assert reviews["words"] == [10, 30, 60]
     assert reviews["texts"] > 30
-    for name, scores in reviews["first"].items():
+    for name, (scores,) in reviews["first"].items():
         assert len(scores) == 4
         # All words are the same texts from either end.
-        assert scores[-1] == reviews["last"][name][-1]
+        assert scores[-1] == reviews["last"][name][0][-1]
     written = {path.name for path in tmp_path.glob("*.png")}
     assert written == {"by_length.png", "training.png", "reviews.png"}
 
@@ -113,7 +113,11 @@ def test_invented_texts_are_summed_up_over_the_networks():
     *_, row = first_words.summary(CONFIG, FOUND).splitlines()
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     # After 6 and 8 words; one of the two networks reached 95%.
-    assert cells == ["a", "60.0%", "70.0%", "20 (1 of 2)", "5.0e-01", "1.0e+00"]
+    assert cells == [
+        "a",
+        *("60.0% (50.0% to 70.0%)", "70.0% (50.0% to 90.0%)"),
+        *("20 (1 of 2)", "5.0e-01", "1.0e+00"),
+    ]
 
 
 def test_accuracy_is_shown_from_the_end_of_an_opening_and_over_training():

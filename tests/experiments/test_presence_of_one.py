@@ -22,9 +22,9 @@ def test_what_the_gradient_does_not_reach_teaches_the_input_weights_nothing(tmp_
     assert zero == {("steps 1 to 10", "k2 = 10")}
     # 1s anywhere: it learns, and what it learnt of near ones holds for far ones.
     anywhere = found["anywhere", "k2 = 10"]
-    assert anywhere["second_half"] > 0.95
-    assert anywhere["first_half"] > 0.8
-    assert anywhere["none"] > 0.6
+    assert np.mean(anywhere["second_half"]) > 0.95
+    assert np.mean(anywhere["first_half"]) > 0.8
+    assert np.mean(anywhere["none"]) > 0.6
     assert (tmp_path / "presence_of_one.png").exists()
 
 
@@ -70,7 +70,7 @@ NETS = [
 def test_shares_of_correct_answers_are_over_networks_and_steps():
     (row,) = presence_of_one.summary(CONFIG, {("anywhere", "k2 = 2"): NETS})
     shares = row["first_half"], row["second_half"], row["none"]
-    assert shares == (0.75, 0.75, 0.5)
+    assert shares == ([0.5, 1.0], [1.0, 0.5], [1.0, 0.0])
     assert row["largest_input_gradient"] == 2
     np.testing.assert_allclose(row["probability"], [0.8, 0.4, 0.6, 0.8, 0.5])
 
