@@ -18,7 +18,7 @@ from tbptt_jax.plans.truncation import Truncation
 from tbptt_jax.training.evaluate import evaluate, predict
 from tbptt_jax.training.optimizers import accumulate
 from tbptt_jax.training.state import TrainState
-from tbptt_jax.training.step import gradient, lower, train_step
+from tbptt_jax.training.step import gradient, lower, state_after, train_step
 from tbptt_jax.training.stream import Stream
 from tbptt_jax.types import Batch, Metrics, Model
 from tbptt_jax.version import __version__ as __version__
@@ -61,6 +61,7 @@ __all__ = [
     "intervals",
     "lower",
     "predict",
+    "state_after",
     "train_step",
     "window_value_and_grad",
 ]

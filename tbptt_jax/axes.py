@@ -56,19 +56,28 @@ def _within(mesh: AbstractMesh) -> AbstractContextManager:
     return use(mesh)
 
 
+def mesh_sharding(leaf: Tree) -> NamedSharding | None:
+    """How an array is spread over a mesh of devices; None: it is on none, or traced, or no array.
+
+    A `jax.ShapeDtypeStruct` is spread as the array is that it stands for.
+    """
+    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
+
+
 def _explicit_mesh(tree: Tree) -> Mesh | None:
     """The mesh with explicit axes that arrays are on; None where none is."""
-    found = {}
-    for path, leaf in jax.tree.leaves_with_path(tree) if _may_be_on_a_mesh(tree) else ():
+    found = set()
+    for leaf in jax.tree.leaves(tree) if _may_be_on_a_mesh(tree) else ():
         if isinstance(leaf, Tracer) and _is_explicit(jax.typeof(leaf).sharding.mesh):
             raise ValueError(
                 "tbptt_jax: an array that is traced has explicit mesh axes "
                 f"({', '.join(map(repr, jax.typeof(leaf).sharding.mesh.axis_names))}); call "
                 f"tbptt_jax outside of jit, or {_AUTO}"
             )
-        sharding = _sharding(leaf)
+        sharding = mesh_sharding(leaf)
         if sharding is not None and _is_explicit(sharding.mesh):
-            found[sharding.mesh] = jax.tree_util.keystr(path)
+            found.add(sharding.mesh)
     if len(found) > 1:
         raise ValueError(f"tbptt_jax: arrays must be on one mesh, got {list(found)}; use one")
     return next(iter(found), None)
@@ -87,20 +96,17 @@ def _is_explicit(mesh: Mesh | AbstractMesh) -> bool:
     return AxisType.Explicit in mesh.axis_types
 
 
-def _sharding(leaf: Tree) -> NamedSharding | None:
-    """How an array is spread over a mesh; None: it is on none, or traced, or no array."""
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
-        return None
-    return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
-
-
 def _move(tree: Tree, source: Mesh, target: Mesh) -> Tree:
     """The arrays that are on one mesh, on another mesh of the same devices."""
 
     def move(leaf: Tree) -> Tree:
-        sharding = _sharding(leaf)
+        sharding = mesh_sharding(leaf)
         if sharding is None or sharding.mesh != source:
             return leaf
-        return jax.device_put(leaf, NamedSharding(target, sharding.spec))
+        where = NamedSharding(target, sharding.spec)
+        if leaf.is_fully_addressable:
+            return jax.device_put(leaf, where)
+        parts = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, where, parts)
 
     return jax.tree.map(move, tree)

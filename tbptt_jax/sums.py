@@ -83,11 +83,41 @@ def _unit(peak: jax.Array) -> jax.Array:
     return jnp.clip(peak, least, 1 / least)
 
 
-def part_of(weights: jax.Array, whole: jax.Array) -> jax.Array:
-    """Sum of `weights` over the sum of `whole`, which includes them; 1 if that is 0."""
-    unit = _unit(jnp.max(whole))
-    total = jnp.sum(whole / unit)
-    return jnp.where(total > 0, jnp.sum(weights / unit) / jnp.where(total > 0, total, 1), 1)
+class Weighed(NamedTuple):
+    """What the losses of a window weigh.
+
+    Attributes:
+      total: float [], the sum of their weights.
+      shares: weights whose sum is 1, where any is above 0.
+      part: float [], of the weights that were offered, 1 where they are all 0.
+    """
+
+    total: jax.Array
+    shares: jax.Array
+    part: jax.Array
+
+
+def weigh(weights: jax.Array, offered: jax.Array, ones: bool) -> Weighed:
+    """Sum each array once, since devices that share it tell each other every sum.
+
+    Args:
+      weights: of losses, as `masked_weights` returns them.
+      offered: those and others; the same array where there are no others.
+      ones: whether they are a mask's, 0 or 1.
+    """
+    total = jnp.sum(weights)
+    # Scaled by nothing, and divided by the same sum.
+    terms = weights / total if ones else shares(weights, weights.size)
+    if weights is offered:
+        return Weighed(total, jnp.asarray(terms), jnp.ones_like(total))
+    part, whole = total, offered
+    if not ones:
+        unit = _unit(jnp.max(offered))
+        part, whole = jnp.sum(weights / unit), offered / unit
+    whole = jnp.sum(whole)
+    return Weighed(
+        total, jnp.asarray(terms), jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 1)
+    )
 
 
 def norm(tree: Tree) -> tuple[jax.Array, jax.Array]:

@@ -13,8 +13,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY, OTHERS = "tbptt_jax", ("experiments", "tests", "benchmarks")
 # From the ground up: a room imports from those before it.
 ROOMS = (
-    *("version", "types", "arguments", "axes", "sums", "cells", "models", "estimators", "plans"),
-    *("validation", "training", "diagnostics", "data", "checkpoints", "__init__"),
+    *("version", "types", "arguments", "axes", "processes", "sums", "cells", "models"),
+    *(
+        "estimators",
+        "plans",
+        "validation",
+        "training",
+        "diagnostics",
+        "data",
+        "checkpoints",
+        "__init__",
+    ),
 )
 MOST_LINES = 45
 NOT_PRIVATE = {"_", "_replace", "_asdict", "_fields", "_make"}  # most are of named tuples

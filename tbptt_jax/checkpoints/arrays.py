@@ -6,6 +6,7 @@ from typing import NotRequired, TypeAlias, TypedDict, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
 from tbptt_jax.types import Array, Tree
@@ -29,6 +30,8 @@ class ArrayMetadata(TypedDict):
       of: "jax", "numpy" or "numpy scalar"; missing means "jax".
       impl: generator of a typed key.
       weak: true where JAX types it weakly, which decides the dtype of results.
+      spread: true where each process wrote the parts that it had, the array itself and not its
+        bytes, and `sha256` is empty: the digests of the files stand for it.
     """
 
     name: str
@@ -40,21 +43,28 @@ class ArrayMetadata(TypedDict):
     of: NotRequired[str]
     impl: NotRequired[str]
     weak: NotRequired[bool]
+    spread: NotRequired[bool]
 
 
-def pack(name: str, leaf: Leaf) -> tuple[np.ndarray, ArrayMetadata]:
-    """A copy of an array in host memory, and its metadata."""
+def pack(name: str, leaf: Leaf) -> tuple[Array, ArrayMetadata]:
+    """A copy of an array in host memory, and its metadata.
+
+    An array of which this process has only a part is returned as it is.
+    """
     data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    array = np.array(data, order="C")
+    spread = _is_spread(data)
+    array: Array = data if spread else np.array(data, order="C")  # pyright: ignore
     metadata: ArrayMetadata = {
         "name": name,
         "kind": kind(leaf),
         "dtype": str(leaf.dtype),
         "stored": str(array.dtype),
         "shape": list(array.shape),
-        "sha256": _digest(array),
+        "sha256": "" if spread else _digest(np.asarray(array)),
         "of": _library(leaf),
     }
+    if spread:
+        metadata["spread"] = True
     if _is_key(leaf):
         metadata["impl"] = str(jax.random.key_impl(leaf))
     elif getattr(leaf, "weak_type", False):
@@ -62,19 +72,30 @@ def pack(name: str, leaf: Leaf) -> tuple[np.ndarray, ArrayMetadata]:
     return array, metadata
 
 
-def unpack(array: np.ndarray, metadata: ArrayMetadata) -> Leaf:
+def unpack(array: Array, metadata: ArrayMetadata, sharding: NamedSharding | None = None) -> Leaf:
     """The array that `pack` was called with: JAX's or NumPy's, as it was.
+
+    Args:
+      array: what was stored, in host memory or where it is to be.
+      metadata: of the array.
+      sharding: where an array of JAX is to be; None: on JAX's default device.
 
     Raises:
       Damaged: dtype, shape or bytes are not those that were saved.
       ValueError: JAX would change its dtype.
     """
-    if not _is_as_saved(array, metadata):
-        raise Damaged(f"the array {metadata['name']} is not what was written")
-    library = metadata.get("of", "jax")
-    if library != "jax":
-        return array if library == "numpy" else array[()]
-    made = jnp.asarray(array)
+    if isinstance(array, np.ndarray):
+        if not metadata.get("spread") and not _is_as_saved(array, metadata):
+            raise Damaged(f"the array {metadata['name']} is not what was written")
+        library = metadata.get("of", "jax")
+        if library != "jax":
+            return array if library == "numpy" else array[()]
+    if sharding is None:
+        made = jnp.asarray(array)
+    elif isinstance(array, np.ndarray):
+        made = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+    else:
+        made = array
     if made.dtype != array.dtype:
         raise ValueError(
             f"the array {metadata['name']} is {array.dtype}, and JAX makes {made.dtype} of it "
@@ -135,6 +156,13 @@ def _is_as_saved(array: np.ndarray, metadata: ArrayMetadata) -> bool:
         hashlib.sha256(array.tobytes()).hexdigest() == metadata["sha256"]
         and list(array.shape) == metadata["shape"]
         and ("impl" in metadata or str(array.dtype) == metadata["dtype"])
+    )
+
+
+def _is_spread(leaf: Leaf) -> bool:
+    """Whether this process has only a part of an array."""
+    return isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
     )
 
 

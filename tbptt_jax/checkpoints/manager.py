@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
 import jax
-import numpy as np
 from absl import logging
 
+from tbptt_jax import processes
 from tbptt_jax.arguments import first_line
+from tbptt_jax.axes import mesh_sharding
 from tbptt_jax.checkpoints import store
-from tbptt_jax.checkpoints.arrays import Damaged, check_tree, pack, unpack
+from tbptt_jax.checkpoints.arrays import Damaged, Leaf, check_tree, pack, unpack
 from tbptt_jax.checkpoints.background import BackgroundWrite
 from tbptt_jax.checkpoints.lock import FolderLock
 from tbptt_jax.checkpoints.metadata import (
@@ -33,7 +34,7 @@ from tbptt_jax.checkpoints.metadata import (
     saved_versions,
     versions,
 )
-from tbptt_jax.types import Tree
+from tbptt_jax.types import Array, Tree
 
 MOST = 2  # checkpoints: the newest, and one to fall back to
 
@@ -63,6 +64,11 @@ class Checkpoints:
     ends. A read-only folder is restored from without a lock. Each thread may have a folder of its
     own; their writes wait for each other.
 
+    Of a program that runs in several processes (`jax.distributed`) every process makes this object,
+    of the same folder, which all must reach, and calls the same methods in the same order. An array
+    that is spread over processes is written in parts, by each process its own. Any number of
+    processes and devices restores what any other number saved.
+
     Args:
       folder: made if it is missing.
       config: JSON that says what the training is: model, truncation plan, data. A checkpoint that
@@ -76,7 +82,7 @@ class Checkpoints:
     Examples:
       A stream of five batches, interrupted after the third, with k2 > k1:
 
-      >>> import functools, tempfile, jax, optax, tbptt_jax as tbptt
+      >>> import tempfile, numpy as np, optax, tbptt_jax as tbptt
       >>> from flax import nnx
       >>> def start():
       ...     model = tbptt.SequenceModel(core=nnx.SimpleCell(1, 1, rngs=nnx.Rngs(0)))
@@ -92,13 +98,12 @@ class Checkpoints:
       ...         state, _ = tbptt.train_step(state, batch, plan)
       ...         checkpoints.save(state, {"batches": i + 1})
 
-      Later, in another process. A new state has no carry yet; `jax.eval_shape` finds the shapes of
-      one that has trained on a batch, and runs nothing:
+      Later, in another process. A new state has no carry yet; `state_after` says what one has that
+      has trained on a batch, and runs nothing:
 
       >>> state = start()
-      >>> after = functools.partial(tbptt.train_step, truncation=plan)
       >>> with Checkpoints(folder, config) as checkpoints:
-      ...     like, _ = jax.eval_shape(after, state, batches[0])
+      ...     like = tbptt.state_after(state, batches[0], plan)
       ...     state, progress, number = checkpoints.restore(like)
       >>> progress
       {'batches': 3}
@@ -121,18 +126,31 @@ class Checkpoints:
                 errno.ENOTDIR, "Checkpoints: folder must be a folder, got a file", str(folder)
             )
         self._config = as_json("config", dict(config or {}))
-        self.folder.mkdir(parents=True, exist_ok=True)
         store.load_orbax()
         self._closed = False
         self._background = BackgroundWrite(self.folder)
         self._tried = -1  # the newest number that a write started for
         self._lock = FolderLock(self.folder)
+        processes.on_first(self._open)
+        processes.together(self._check_shared)
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
         except BlockingIOError:
             raise
         except OSError:  # one can still restore; `save` tries again
             pass
+
+    def _check_shared(self) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "Checkpoints: all processes must reach the same folder, and process "
+                f"{jax.process_index()} does not see it; give one that the machines share",
+                str(self.folder),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -152,6 +170,7 @@ class Checkpoints:
         """Start to write a checkpoint, and return while it is written.
 
         The arrays are copied first, so the state may go to `train_step`, which donates it, at once.
+        With several processes it returns when the checkpoint is written.
 
         Args:
           tree: a pytree of arrays, such as a `TrainState`; of JAX or of NumPy, of any shape, size
@@ -178,8 +197,15 @@ class Checkpoints:
             "arrays": described,
         }
         needed = sum(array.nbytes for array in arrays.values()) + len(json.dumps(metadata))
-        self._tried = self._prepare(needed)
+        self._tried = processes.on_first(lambda: self._prepare(needed))
         write = functools.partial(self._write, self._tried, metadata, arrays)
+        if processes.several():
+            # Orbax's processes wait for each other, which they must not do while they train.
+            try:
+                write()
+            except Exception as error:
+                self._fail(error)
+            return
         try:
             self._background.start(self._tried, write)
         except RuntimeError as error:  # the system has no thread left, or the program ends
@@ -209,10 +235,13 @@ class Checkpoints:
     def _refuse(self, code: int, why: str, number: int) -> NoReturn:
         raise OSError(code, f"checkpoint {number} {why}. {self._fallback()}", str(self.folder))
 
-    def _write(self, number: int, metadata: Metadata, arrays: Mapping[str, np.ndarray]) -> None:
+    def _write(self, number: int, metadata: Metadata, arrays: Mapping[str, Array]) -> None:
         """Write a checkpoint, and remove all but the last two."""
         store.write(self.folder, number, metadata, arrays)
         # Only now: the older ones may be damaged, this one is whole.
+        processes.on_first(self._remove_old)
+
+    def _remove_old(self) -> None:
         try:
             for _, path in store.find(self.folder, store.WHOLE)[:-MOST]:
                 store.remove(path)
@@ -236,12 +265,15 @@ class Checkpoints:
         self._join(timeout)
         error = self._background.take_error()
         if error is not None:
-            raise OSError(
-                errno.EIO,
-                f"checkpoint {self._tried} could not be written: {first_line(error)}. "
-                f"{self._fallback()}",
-                str(self.folder),
-            ) from error
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        raise OSError(
+            errno.EIO,
+            f"checkpoint {self._tried} could not be written: {first_line(error)}. "
+            f"{self._fallback()}",
+            str(self.folder),
+        ) from error
 
     def _join(self, timeout: float | None = None) -> None:
         """Wait for the thread that writes."""
@@ -276,6 +308,9 @@ class Checkpoints:
         """
         self._check_open()
         self._join()
+        processes.on_first(self._remove_all)
+
+    def _remove_all(self) -> None:
         self._lock.acquire()
         for form in (store.DAMAGED, store.HALF, store.WHOLE):
             for _, path in store.find(self.folder, form):
@@ -286,7 +321,8 @@ class Checkpoints:
 
         Args:
           like: a pytree with the structure, shapes and dtypes that were saved; its leaves are
-            arrays, or `jax.ShapeDtypeStruct`s as `jax.eval_shape` returns. Values are ignored.
+            arrays, or `jax.ShapeDtypeStruct`s, as those of `state_after`. Values are ignored. A
+            leaf whose sharding is over a mesh is restored there, on any number of devices.
 
         Returns:
           What was saved, or None where nothing ever was. Arrays of JAX are restored as arrays of
@@ -305,25 +341,20 @@ class Checkpoints:
         check_tree("like", like)
         self._join()
         damaged, tried = [], set()
-        while left := [path for path in self._paths() if path not in tried]:
-            path = left[-1]
-            tried.add(path)
+        while left := [n for n in processes.on_first(self.numbers) if n not in tried]:
+            number = left[-1]
+            path = self.folder / store.WHOLE.format(number)
+            tried.add(number)
             try:
-                metadata, arrays = store.read(path)
-                leaves = [unpack(arrays[name], array) for name, array in metadata["arrays"].items()]
+                return Saved(*self._read(path, like), number)
             except FileNotFoundError:
                 if path.exists():
                     raise
-                continue  # the training that writes here removed it meanwhile
+                # The training that writes here removed it meanwhile.
             except Damaged as error:
-                if not path.exists():
-                    continue
-                damaged.append(f"{path.name} ({first_line(error)})")
-                self._set_aside(path, error)
-                continue
-            self._check_same(path, metadata, like)
-            tree = jax.tree.unflatten(jax.tree.structure(like), leaves)
-            return Saved(tree, metadata["progress"], int(path.name))
+                if path.exists():
+                    damaged.append(f"{path.name} ({first_line(error)})")
+                    processes.on_first(functools.partial(self._set_aside, path, error))
         found = ", ".join(damaged or self.damaged())
         if found:
             raise OSError(
@@ -333,8 +364,20 @@ class Checkpoints:
             )
         return None
 
-    def _paths(self) -> list[pathlib.Path]:
-        return [path for _, path in store.find(self.folder, store.WHOLE)]
+    def _read(self, path: pathlib.Path, like: Tree) -> tuple[Tree, Json]:
+        """The tree and the progress of a checkpoint; what one process raises, all raise."""
+        processes.together(lambda: store.check_files(path))
+        metadata = processes.together(lambda: store.read_metadata(path))
+        self._check_same(path, metadata, like)
+        described, leaves = metadata["arrays"], jax.tree.leaves(like)
+        shardings = dict(zip(described, map(mesh_sharding, leaves), strict=True))
+
+        def read() -> list[Leaf]:
+            arrays = store.read_arrays(path, described, shardings)
+            return [unpack(arrays[n], about, shardings[n]) for n, about in described.items()]
+
+        tree = jax.tree.unflatten(jax.tree.structure(like), processes.together(read))
+        return tree, metadata["progress"]
 
     def _set_aside(self, path: pathlib.Path, why: Damaged) -> None:
         """Rename a damaged checkpoint, and say so."""

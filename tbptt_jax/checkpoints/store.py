@@ -6,7 +6,9 @@ is written before anything else and removed after everything else; nothing else 
     NUMBER/                        a whole checkpoint
       tbptt_jax.json                 MARK: the digest of every other file
       record/metadata                JSON, see `metadata.Metadata`
-      arrays/                        Orbax's: the bytes of each array that has any
+      arrays/                        Orbax's: the bytes of each array that has any; and the arrays
+                                     themselves that were spread over processes, each of which wrote
+                                     its parts
     NUMBER.orbax-checkpoint-tmp/   one being written or removed, or that was when its writer died
     damaged-NUMBER/                one that was set aside
 
@@ -23,14 +25,18 @@ import pathlib
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, cast
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
+from tbptt_jax import processes
 from tbptt_jax.arguments import first_line
-from tbptt_jax.checkpoints.arrays import Damaged, as_bytes, from_bytes
+from tbptt_jax.checkpoints.arrays import ArrayMetadata, Damaged, as_bytes, from_bytes
 from tbptt_jax.checkpoints.metadata import Metadata, digest
+from tbptt_jax.types import Array
 
 MARK = "tbptt_jax.json"
 METADATA = pathlib.Path("record", "metadata")
@@ -38,6 +44,7 @@ ARRAYS = "arrays"
 KEYS = {*Metadata.__required_keys__, "sha256"}
 WHOLE, HALF, DAMAGED = "{}", "{}.orbax-checkpoint-tmp", "damaged-{}"
 FORMS = (WHOLE, HALF, DAMAGED)
+_OF_PROCESS = re.compile(r"process_(\d+)")
 
 # Orbax numbers what it does for the whole process: two threads wait for each other's signals.
 _orbax = threading.Lock()
@@ -83,26 +90,51 @@ def _has_metadata(path: pathlib.Path) -> bool:
 
 
 def write(
-    folder: pathlib.Path, number: int, metadata: Metadata, arrays: Mapping[str, np.ndarray]
+    folder: pathlib.Path, number: int, metadata: Metadata, arrays: Mapping[str, Array]
 ) -> None:
-    """Write a checkpoint; it has its name when all of it is on the disk."""
+    """Write a checkpoint; it has its name when all of it, from all processes, is on the disk."""
     half, whole = (folder / form.format(number) for form in (HALF, WHOLE))
+    processes.on_first(lambda: _begin(half, metadata))
+    # Bytes: Orbax has neither every dtype nor arrays of size zero.
+    content = {
+        name: as_bytes(array) if isinstance(array, np.ndarray) else array
+        for name, array in arrays.items()
+        if array.size
+    }
+    if content:
+        processes.together(lambda: _save(half / ARRAYS, content))
+    written = processes.gather(processes.together(lambda: _digests(half, _own_files(half))))
+    processes.on_first(lambda: _end(half, whole, written))
+
+
+def _begin(half: pathlib.Path, metadata: Metadata) -> None:
     half.mkdir()
     (half / MARK).touch()
     (half / METADATA).parent.mkdir()
     signed = json.dumps({**metadata, "sha256": digest(metadata)})
     (half / METADATA).write_text(signed, encoding="utf-8")
-    # Bytes: Orbax has neither every dtype nor arrays of size zero.
-    content = {name: as_bytes(array) for name, array in arrays.items() if array.size}
-    if content:
-        _save(half / ARRAYS, content)
-    (half / MARK).write_text(json.dumps({"files": _digests(half)}), encoding="utf-8")
+
+
+def _end(half: pathlib.Path, whole: pathlib.Path, written: list[dict[str, str]]) -> None:
+    """Give a checkpoint its mark, from the digests of each process's files, and its name."""
+    found = {name: sha256 for one in written for name, sha256 in one.items()}
+    (half / MARK).write_text(json.dumps({"files": found}), encoding="utf-8")
     if os.path.lexists(whole):
         raise FileExistsError(errno.EEXIST, "something else has this name now", str(whole))
     half.rename(whole)
 
 
-def _save(path: pathlib.Path, content: Mapping[str, np.ndarray]) -> None:
+def _own_files(path: pathlib.Path) -> list[str]:
+    """The files that this process wrote: Orbax names the folder of each after it."""
+
+    def writer(name: str) -> int:
+        found = _OF_PROCESS.search(name)
+        return int(found[1]) if found else 0
+
+    return [name for name in _files(path) if writer(name) == jax.process_index()]
+
+
+def _save(path: pathlib.Path, content: Mapping[str, Array]) -> None:
     import orbax.checkpoint as ocp
 
     with _orbax, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -110,25 +142,46 @@ def _save(path: pathlib.Path, content: Mapping[str, np.ndarray]) -> None:
         checkpointer.save(path, args=args)
 
 
-def read(path: pathlib.Path) -> tuple[Metadata, dict[str, np.ndarray]]:
-    """The metadata and the arrays of a checkpoint, by the same names.
+def read_arrays(
+    path: pathlib.Path,
+    described: Mapping[str, ArrayMetadata],
+    shardings: Mapping[str, NamedSharding | None],
+) -> dict[str, Array]:
+    """The arrays of a checkpoint whose files were checked, by their names.
+
+    Args:
+      path: of the checkpoint.
+      described: what `read_metadata` found.
+      shardings: where each array is to be, by the same names. One that was spread is read there,
+        each process its parts; every other one is read whole.
 
     Raises:
       Damaged: what was read is not what was written.
       OSError: it cannot be read, which says nothing of what it holds.
     """
-    marked = _check_files(path)
-    metadata = _read_metadata(path)
-    described = metadata["arrays"]
+    marked = (path / MARK).exists()
+    spread = {
+        name: sharding
+        for name, sharding in shardings.items()
+        if sharding is not None and described[name].get("spread")
+    }
     names = [name for name, about in described.items() if not marked or 0 not in about["shape"]]
-    content = _restore(path / ARRAYS, names, marked) if names else {}
+    content = _restore(path / ARRAYS, names, spread, marked) if names else {}
     if marked:
         nothing = np.zeros(0, np.uint8)
-        content = {n: from_bytes(content.get(n, nothing), about) for n, about in described.items()}
-    return metadata, content
+        for name, about in described.items():
+            if not about.get("spread"):
+                content[name] = from_bytes(np.asarray(content.get(name, nothing)), about)
+    return content
 
 
-def _read_metadata(path: pathlib.Path) -> Metadata:
+def read_metadata(path: pathlib.Path) -> Metadata:
+    """The metadata of a checkpoint.
+
+    Raises:
+      Damaged: they are not what was written.
+      OSError: they cannot be read.
+    """
     try:
         found = json.loads((path / METADATA).read_bytes())
         written = found.pop("sha256")
@@ -139,34 +192,45 @@ def _read_metadata(path: pathlib.Path) -> Metadata:
     return cast(Metadata, found)
 
 
-def _check_files(path: pathlib.Path) -> bool:
-    """Compare every file of a checkpoint with its mark; False where it has no mark."""
-    found = _digests(path)
+def check_files(path: pathlib.Path) -> None:
+    """Compare the files of a checkpoint with its mark; each process takes its share of them.
+
+    Raises:
+      Damaged: one is missing, or not what was written.
+      OSError: one cannot be read.
+    """
+    names = _files(path)[jax.process_index() :: jax.process_count()]
+    found = _digests(path, names)
     try:
         content = (path / MARK).read_bytes()
-    except FileNotFoundError:
-        return False
+    except FileNotFoundError:  # the first version wrote none
+        return
     try:
         written = dict(json.loads(content)["files"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Damaged(f"{MARK} is not what was written") from None
     for name, expected in written.items():
-        if found.get(name) != expected:
-            what = "is not what was written" if name in found else "is missing"
-            raise Damaged(f"{name} {what}")
-    return True
+        if found.get(name, expected) != expected:
+            raise Damaged(f"{name} is not what was written")
+        if name not in found and not (path / name).is_file():
+            raise Damaged(f"{name} is missing")
 
 
-def _digests(path: pathlib.Path) -> dict[str, str]:
-    """The digest of every file but the mark."""
-    found = {}
+def _files(path: pathlib.Path) -> list[str]:
+    """The names of every file but the mark, in order."""
+    found = []
     for root, _, names in os.walk(path, onerror=_raise):
-        for file in (pathlib.Path(root, name) for name in names):
-            if file.is_file() and file != path / MARK:
-                with file.open("rb") as content:
-                    found[file.relative_to(path).as_posix()] = hashlib.file_digest(
-                        content, "sha256"
-                    ).hexdigest()
+        files = (pathlib.Path(root, name) for name in names)
+        found += [f.relative_to(path).as_posix() for f in files if f.is_file() and f != path / MARK]
+    return sorted(found)
+
+
+def _digests(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+    """The digests of files."""
+    found = {}
+    for name in names:
+        with (path / name).open("rb") as content:
+            found[name] = hashlib.file_digest(content, "sha256").hexdigest()
     return found
 
 
@@ -174,13 +238,16 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def _restore(path: pathlib.Path, names: list[str], checked: bool) -> dict[str, np.ndarray]:
+def _restore(
+    path: pathlib.Path, names: list[str], spread: Mapping[str, NamedSharding], checked: bool
+) -> dict[str, Array]:
     """The arrays as Orbax reads them; `checked` says that its files are those it wrote."""
     import orbax.checkpoint as ocp
 
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    kinds = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    kinds |= {name: ocp.ArrayRestoreArgs(sharding=where) for name, where in spread.items()}
     args = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
-        item=dict.fromkeys(names, 0), restore_args=as_numpy
+        item=dict.fromkeys(names, 0), restore_args=kinds
     )
     try:
         with _orbax, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

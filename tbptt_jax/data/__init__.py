@@ -8,6 +8,7 @@
 - Systematic split: a naive split by each of `candidate_steps`.
 - TBPTT(1, 1): a naive split by 1 step, or `Truncation(1, 1)` on whole sequences: the same updates
   in one call.
+- Documents that do not fit into memory, or on one machine: `Stream`, and `spread` for a mesh.
 - k1 and k2 chosen separately: the data stay as they are, see `Truncation(k1, k2)`.
 
 All functions keep every step: where a length does not divide, they pad and mask. Set where losses
@@ -15,6 +16,7 @@ count with `mark_losses`, before a split. A batch that is split holds arrays [N,
 pytrees of them, whole sequences side by side; `Batch(inputs, targets)` makes one by hand.
 """
 
+from tbptt_jax.data.mesh import spread
 from tbptt_jax.data.sequences import (
     bucketed_batches,
     mark_losses,
@@ -23,6 +25,7 @@ from tbptt_jax.data.sequences import (
     whole_sequences,
 )
 from tbptt_jax.data.split import batchify, lanes, naive_split
+from tbptt_jax.data.stream import Documents, Stream
 from tbptt_jax.data.suggest import (
     Candidate,
     Suggestion,
@@ -33,6 +36,8 @@ from tbptt_jax.data.suggest import (
 
 __all__ = [
     "Candidate",
+    "Documents",
+    "Stream",
     "Suggestion",
     "batchify",
     "bucketed_batches",
@@ -43,6 +48,7 @@ __all__ = [
     "pad",
     "sentence_steps",
     "sentence_windows",
+    "spread",
     "suggest_steps",
     "whole_sequences",
 ]

@@ -8,7 +8,7 @@ from tbptt_jax.axes import automatic
 from tbptt_jax.cells.scan import check_carry, step_shape
 from tbptt_jax.estimators import per_loss, reverse
 from tbptt_jax.estimators.estimator import WindowLoss
-from tbptt_jax.estimators.sharding import by_rows, rows_of
+from tbptt_jax.estimators.sharding import estimate_by_rows, rows_of
 from tbptt_jax.estimators.window import (
     Window,
     WindowValue,
@@ -95,9 +95,9 @@ def _value_and_grad(
 ) -> tuple[WindowValue, Params]:
     _check_carry(model, params, carry, window)
     weights = loss_weights(window)
-    model = by_rows(model, rows_of(window.inputs))
     losses = WindowLoss(model, loss, carry, window, 1.0 if weights is None else weights, rng)
     estimator = reverse.ESTIMATOR if reach is None else per_loss.estimator(reach, block)
+    estimator = estimate_by_rows(estimator, model, rows_of(window.inputs))
     found = estimator.value_and_grad(losses, params, ())
     weight, grads = total_weight(weights, window.targets), found.grads
     if weights is not None:

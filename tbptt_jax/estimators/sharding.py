@@ -1,18 +1,22 @@
-"""Rows of a batch spread over devices: each device runs the core on its own rows.
+"""Rows of a batch spread over devices: each device estimates the gradient of its own rows.
 
-XLA partitions everything else by itself, and adds up the gradient once. In the loop over the steps
-it would do so at every step, or gather the activations of all rows on every device.
+The parts are added up once, behind the last step. XLA, which partitions everything else by itself,
+would add them up at every step, or gather the activations of all rows on every device.
 """
 
 import functools
 import math
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tbptt_jax.axes import mesh_sharding
 from tbptt_jax.cells.scan import Unrolled
+from tbptt_jax.estimators.estimator import Estimator, WindowGradient, WindowLoss
 from tbptt_jax.estimators.window import Window, run
+from tbptt_jax.sums import wide
 from tbptt_jax.types import Array, Carry, Model, Params, Tree
 
 
@@ -34,14 +38,14 @@ def rows_of(inputs: Tree) -> Rows | None:
 
 
 def _rows(leaf: Array) -> Rows | None:
-    sharding = getattr(leaf, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+    sharding = mesh_sharding(leaf)
+    if sharding is None:
         return None
     first = sharding.spec[0] if sharding.spec else None
     axes = (first,) if isinstance(first, str) else tuple(first or ())
     if math.prod(sharding.mesh.shape[axis] for axis in axes) == 1:
         return None
-    return Rows(sharding.mesh, axes)
+    return Rows(cast(Mesh, sharding.mesh), axes)
 
 
 # Where each leaf of a pytree is, in order; None: all on one device, or traced.
@@ -50,11 +54,8 @@ Places: TypeAlias = tuple[NamedSharding, ...] | None
 
 def places_of(tree: Tree) -> Places:
     """Where the arrays of a pytree are."""
-    found = tuple(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
-    on_meshes = all(
-        isinstance(one, NamedSharding) and isinstance(one.mesh, Mesh) and one.mesh.size > 1
-        for one in found
-    )
+    found = tuple(map(mesh_sharding, jax.tree.leaves(tree)))
+    on_meshes = all(one is not None and one.mesh.size > 1 for one in found)
     return cast(Places, found) if on_meshes else None
 
 
@@ -69,13 +70,13 @@ def keep(tree: Tree, places: Places) -> Tree:
 
 @functools.lru_cache(maxsize=64)
 def by_rows(model: Model, rows: Rows | None) -> Model:
-    """A model whose core runs on each device alone; its gradient is added up after the last step.
+    """A model whose core runs on each device alone.
 
     A core that draws random numbers stays as it is: its numbers are those of one device then.
     """
     if rows is None:
         return model
-    spread, steps_first = PartitionSpec(rows.axes), PartitionSpec(None, rows.axes)
+    spread, steps_first = _specs(rows)
 
     def local(
         params: Params, carry: Carry, xs: Tree, mask: Array | None, reset: Array | None
@@ -92,3 +93,97 @@ def by_rows(model: Model, rows: Rows | None) -> Model:
         check_vma=False,
     )
     return model._replace(unroll=unroll)
+
+
+def estimate_by_rows(estimator: Estimator, model: Model, rows: Rows | None) -> Estimator:
+    """An estimator that each device runs on its own rows alone; the gradient is added up once.
+
+    With random numbers only the core runs so: those of a device's rows are part of those of all.
+    """
+    if rows is None:
+        return estimator
+    core = by_rows(model, rows)
+    everywhere: Any = PartitionSpec()
+    spread, steps_first = _specs(rows)
+    of_window: Any = Window(*(spread,) * 5, first=everywhere, fresh=everywhere)
+    of_gradient: Any = WindowGradient(everywhere, spread, steps_first, everywhere, spread)
+    spread_over = functools.partial(
+        jax.shard_map, mesh=rows.mesh, axis_names=set(rows.axes), check_vma=False
+    )
+
+    def value_and_grad(losses: WindowLoss, params: Params, aux: Tree) -> WindowGradient:
+        if losses.rng is not None:
+            return estimator.value_and_grad(losses._replace(model=core), params, aux)
+        weights = None if isinstance(losses.weights, int | float) else losses.weights
+
+        def local(
+            params: Params, carry: Carry | None, window: Window, weights: Array | None, aux: Tree
+        ) -> WindowGradient:
+            own = losses._replace(model=model, carry=carry, window=window)
+            own = own if weights is None else own._replace(weights=weights)
+            return _add_up(_own_gradient(estimator, own, params, aux), rows)
+
+        return spread_over(
+            local,
+            in_specs=(everywhere, spread, of_window, spread, spread),
+            out_specs=of_gradient,
+        )(params, losses.carry, _traced(losses.window), weights, aux)
+
+    def advance(
+        _: Model, params: Params, carry: Carry, window: Window, rng: jax.Array | None, aux: Tree
+    ) -> tuple[Carry, Carry, Tree]:
+        if rng is not None:
+            return estimator.advance(core, params, carry, window, rng, aux)
+
+        def local(params: Params, carry: Carry, window: Window, aux: Tree) -> tuple:
+            return estimator.advance(model, params, carry, window, None, aux)
+
+        return spread_over(
+            local,
+            in_specs=(everywhere, spread, of_window, spread),
+            out_specs=(spread, steps_first, spread),
+        )(params, carry, _traced(window), aux)
+
+    return estimator._replace(value_and_grad=value_and_grad, advance=advance)
+
+
+def _specs(rows: Rows) -> tuple[Any, Any]:
+    """`PartitionSpec`s: how arrays are spread that lead with the rows, and those that lead with steps before them."""
+    return PartitionSpec(rows.axes), PartitionSpec(None, rows.axes)
+
+
+def _traced(window: Window) -> Window:
+    return window._replace(first=jnp.asarray(window.first, jnp.int32))
+
+
+def _own_gradient(
+    estimator: Estimator, losses: WindowLoss, params: Params, aux: Tree
+) -> WindowGradient:
+    """The gradient of a device's rows: nothing where none of their losses has a weight.
+
+    There nothing could stand for the steps that do not count, and the derivative at those might be
+    NaN.
+    """
+
+    def score() -> WindowGradient:
+        return estimator.value_and_grad(losses, params, aux)
+
+    def skip() -> WindowGradient:
+        model, _, carry, window, _, _ = losses
+        end, carries, after = estimator.advance(model, params, carry, window, None, aux)
+        total, grads = jax.tree.map(jnp.zeros_like, (scored.total, scored.grads))
+        return WindowGradient(total, end, carries, grads, after)
+
+    if isinstance(losses.weights, int | float):
+        return score()
+    scored = jax.eval_shape(score)
+    return jax.lax.cond(jnp.any(losses.weights != 0), score, skip)
+
+
+def _add_up(own: WindowGradient, rows: Rows) -> WindowGradient:
+    """The total and the gradient of all devices, added in float32 at least."""
+    parts, structure = jax.tree.flatten((own.total, own.grads))
+    sums = jax.lax.psum([part.astype(wide(part.dtype)) for part in parts], rows.axes)
+    sums = [whole.astype(part.dtype) for whole, part in zip(sums, parts, strict=True)]
+    total, grads = jax.tree.unflatten(structure, sums)
+    return own._replace(total=total, grads=grads)

@@ -6,10 +6,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tbptt_jax.arguments import check_batch
-from tbptt_jax.axes import automatic
-from tbptt_jax.estimators.sharding import Places, Rows, by_rows, keep, places_of, rows_of
+from tbptt_jax.axes import automatic, mesh_sharding
+from tbptt_jax.estimators.sharding import (
+    Places,
+    Rows,
+    by_rows,
+    estimate_by_rows,
+    keep,
+    places_of,
+    rows_of,
+)
 from tbptt_jax.plans.plan import Plan, check_plan
 from tbptt_jax.sums import Mean
 from tbptt_jax.training import programs
@@ -17,7 +26,7 @@ from tbptt_jax.training.optimizers import Learner, learn, learn_at_batch_end
 from tbptt_jax.training.state import TrainState, check_state, claim, own
 from tbptt_jax.training.stream import Stream, resume
 from tbptt_jax.training.windows import Scored, scan_windows
-from tbptt_jax.types import Batch, Metrics, Params
+from tbptt_jax.types import Array, Batch, Metrics, Params, Tree
 from tbptt_jax.validation.shapes import Forms
 from tbptt_jax.validation.streams import (
     NEW_STREAMS,
@@ -122,6 +131,41 @@ def _lower(state: TrainState, batch: Batch, plan: Plan) -> jax.stages.Lowered:
     return _train_step.lower(*arguments, places_of(_learner(state)))
 
 
+def state_after(state: TrainState, batch: Batch, truncation: Plan) -> TrainState:
+    """The state that a `train_step` returns, as `jax.ShapeDtypeStruct`s: nothing runs.
+
+    It is what `Checkpoints.restore` needs: the stream of a state that has trained on a batch, which
+    a new state lacks. On a mesh of devices it says where each array is: the stream where the rows
+    of the batch are, everything else where it is in `state`.
+
+    Args:
+      state, batch, truncation: as in `train_step`; the state is neither changed nor donated.
+
+    Returns:
+      A `TrainState` of `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      TypeError, ValueError: as `train_step`.
+    """
+    check_state(state)
+    check_batch(batch)
+    # Without their shardings: JAX traces no array with explicit axes for us.
+    shapes = jax.tree.map(lambda leaf: _shape(leaf, None), (state, batch))
+    after, _ = jax.eval_shape(functools.partial(train_step, truncation=truncation), *shapes)
+    rows = rows_of(batch.inputs)
+    spread = None if rows is None else NamedSharding(rows.mesh, PartitionSpec(rows.axes))
+    stream = jax.tree.map(lambda leaf: _shape(leaf, spread), after.stream)
+    kept = jax.tree.map(
+        lambda leaf, before: _shape(leaf, mesh_sharding(before)), after.restart(), state.restart()
+    )
+    return dataclasses.replace(kept, stream=stream)
+
+
+def _shape(leaf: Array | jax.ShapeDtypeStruct, sharding: NamedSharding | None) -> Tree:
+    weak = getattr(leaf, "weak_type", False)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=weak)
+
+
 def _prepare(
     state: TrainState, batch: Batch, plan: Plan, forms: Forms
 ) -> tuple[TrainState, Stream | None, Batch, Plan, Rows | None]:
@@ -161,6 +205,7 @@ def _train_step(
     scanned = scan_windows(
         by_rows(state.functions, rows),
         state.loss,
+        estimate_by_rows(plan.estimator, state.functions, rows),
         plan,
         batch,
         stream,
@@ -224,6 +269,7 @@ def _gradient(
     scanned = scan_windows(
         by_rows(state.functions, rows),
         state.loss,
+        estimate_by_rows(plan.estimator, state.functions, rows),
         plan,
         batch,
         stream,

@@ -13,7 +13,7 @@ from tbptt_jax.estimators.estimator import Estimator, WindowLoss, init_aux
 from tbptt_jax.estimators.window import Window, total_weight
 from tbptt_jax.plans.placement import WindowPlace, replays
 from tbptt_jax.plans.plan import Plan
-from tbptt_jax.sums import masked_weights, norm, part_of, shares
+from tbptt_jax.sums import masked_weights, norm, shares, weigh
 from tbptt_jax.training.stream import Lookback, Steps, Stream, join, start_carry
 from tbptt_jax.types import Array, Batch, Carry, LossFn, Metrics, Model, Params, Tree, batch_shape
 
@@ -154,6 +154,7 @@ class Scanned(NamedTuple, Generic[Learner]):
 def scan_windows(
     model: Model,
     loss: LossFn,
+    estimator: Estimator,
     plan: Plan,
     batch: Batch,
     stream: Stream | None,
@@ -171,6 +172,7 @@ def scan_windows(
 
     Args:
       model, loss, plan, batch: as in `train_step`.
+      estimator: the plan's.
       stream: with its lookback; None: the rows of the batch are whole, independent sequences.
       learner: what learns.
       consume: the learner and what it gets from a window, to the learner after it.
@@ -183,9 +185,7 @@ def scan_windows(
     steps, lead = Steps(batch.inputs, batch.mask, batch.reset), 0
     if lookback is not None and replays(placement.windows):
         steps, lead = join(lookback, batch), plan.lookback_size.steps
-    task = Task(
-        model, loss, plan.estimator, consume, batch, steps, lead, is_stream, placement.saved
-    )
+    task = Task(model, loss, estimator, consume, batch, steps, lead, is_stream, placement.saved)
     loop, metrics = Loop(learner, begin(task, stream, learner.params), rng), []
     for size, positions in place(placement.windows):
         run = functools.partial(run_window, task, size)
@@ -229,13 +229,16 @@ def run_window(
     pieces = cut(task, size, position)
     carry, aux = start(task, pieces, size, position, loop, before_key)
     losses = WindowLoss(task.model, task.loss, carry, pieces.window, 1.0, key)
-    weight = total_weight(pieces.weights, pieces.window.targets)
-    score = functools.partial(estimate, task, position, losses, pieces.weights, weight, aux)
     if pieces.weights is None or pieces.offered is None:
-        share: jax.Array | float = size.scored / size.interval
-        outcome = score(loop.learner)
+        count = batch_shape(task.batch)[0] * size.scored
+        weight, share = total_weight(None, pieces.window.targets), size.scored / size.interval
+        losses = losses._replace(weights=shares(None, count))
+        outcome = estimate(task, position, losses, weight, aux, loop.learner)
     else:
-        share = part_of(pieces.weights, pieces.offered)
+        ones = task.batch.weights is None
+        weight, terms, share = weigh(pieces.weights, pieces.offered, ones)
+        losses = losses._replace(weights=terms)
+        score = functools.partial(estimate, task, position, losses, weight, aux)
         skip = functools.partial(move, task, position, losses, aux)
         outcome = jax.lax.cond(weight > 0, score, skip, loop.learner)
     numbers = _numbers(outcome.loss, outcome.grad_norm, weight, share)
@@ -262,7 +265,9 @@ def cut(task: Task, size: Size, position: Position) -> Pieces:
         first=end - size.scored - start,
         fresh=fresh,
     )
-    weights = None if offered is None else offered[:, size.interval - size.scored :]
+    weights = offered
+    if offered is not None and size.scored < size.interval:
+        weights = offered[:, size.interval - size.scored :]
     return Pieces(before, window, offered, weights)
 
 
@@ -283,14 +288,11 @@ def estimate(
     task: Task[Learner],
     position: Position,
     losses: WindowLoss,
-    weights: jax.Array | None,
     weight: jax.Array,
     aux: Tree,
     learner: Learner,
 ) -> Outcome[Learner]:
     """The gradient of a window that is scored, and what the learner makes of it."""
-    count = np.prod(jax.tree.leaves(losses.window.targets)[0].shape[:2])
-    losses = losses._replace(weights=shares(weights, int(count)))
     mean, carry, carries, grads, aux = task.estimator.value_and_grad(losses, learner.params, aux)
     grad_norm, finite = norm(grads)
     finite &= jnp.isfinite(mean)

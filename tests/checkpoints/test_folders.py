@@ -389,14 +389,14 @@ def test_a_folder_that_can_only_be_read_is_restored_from(caplog):
 def test_one_that_another_process_removes_meanwhile_is_no_damage(tmp_path, monkeypatch, caplog):
     fill(tmp_path)
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
-        read = store.read
+        read = store.check_files
 
         def remove_and_read(path):
             if path.name == "1":
                 shutil.rmtree(path)
             return read(path)
 
-        monkeypatch.setattr(store, "read", remove_and_read)
+        monkeypatch.setattr(store, "check_files", remove_and_read)
         found = checkpoints.restore(TREE)
         assert found is not None
         assert found.number == 0

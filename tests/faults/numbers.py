@@ -78,9 +78,9 @@ FAULTS = (
     ),
     Fault(
         "nothing to score counts as nothing scored",
-        "part_of",
-        "jnp.where(total > 0, jnp.sum(weights / unit) / jnp.where(total > 0, total, 1), 1)",
-        "jnp.where(total > 0, jnp.sum(weights / unit) / jnp.where(total > 0, total, 1), 0)",
+        "weigh",
+        "Weighed(total, jnp.asarray(terms), jnp.ones_like(total))",
+        "Weighed(total, jnp.asarray(terms), jnp.zeros_like(total))",
         ("test_an_interval_without_weight_moves_the_carry_and_nothing_else[weights-2]",),
     ),
     Fault(

@@ -1,0 +1,72 @@
+"""Programs in several processes that compute together: `jax.distributed` on this machine's CPUs."""
+
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+
+ROOT = pathlib.Path(__file__).parents[1]
+START = """
+import os, sys
+import jax
+jax.distributed.initialize(
+    os.environ["COORDINATOR"], int(os.environ["PROCESSES"]), int(os.environ["PROCESS"])
+)
+"""
+
+
+def environment(devices: int) -> dict[str, str]:
+    """Of a process with so many CPU devices."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start(words: list[str], processes: int, devices: int = 1, **options) -> list[subprocess.Popen]:
+    """Start a command in several processes that find each other."""
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        subprocess.Popen(
+            [sys.executable, *words],
+            env={
+                **environment(devices),
+                "COORDINATOR": address,
+                "JAX_COORDINATOR_ADDRESS": address,
+                "PROCESSES": str(processes),
+                "PROCESS": str(number),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **{"cwd": ROOT, **options},
+        )
+        for number in range(processes)
+    ]
+
+
+def finish(running: list[subprocess.Popen], timeout: float = 300) -> list[str]:
+    """What each process printed; all must have ended well."""
+    outputs = [process.communicate(timeout=timeout) for process in running]
+    for process, (_, errors) in zip(running, outputs, strict=True):
+        assert process.returncode == 0, errors[-5000:]
+    # Gloo says on standard output whom it is connected to.
+    return [re.sub(r"^\[Gloo\].*\n", "", printed, flags=re.M) for printed, _ in outputs]
+
+
+def run(code: str, processes: int, devices: int = 1) -> list[str]:
+    """What each of several processes prints that run a program together; or the only one."""
+    code = (START if processes > 1 else "") + textwrap.dedent(code)
+    return finish(start(["-c", code], processes, devices))
