@@ -1,5 +1,6 @@
 """An experiment as a command: how it starts, and how it ends when something is in its way."""
 
+import contextlib
 import errno
 import io
 import os
@@ -13,6 +14,7 @@ import jax
 from absl import app, flags, logging
 
 import experiments
+from experiments import cluster
 from experiments import config as configs
 from experiments import run as runs
 from experiments.config import Options
@@ -73,7 +75,9 @@ def run(kind: type[C], main: Callable[..., None], positional: bool = False) -> N
 
         def job(argv: list[str]) -> None:
             rest = [argv[1:]] if positional else []
-            checked(lambda: main(runs.configure(kind), *rest), argv[:1] if positional else argv)
+            together = getattr(flags.FLAGS, "distributed", False)
+            with cluster.joined() if together else contextlib.nullcontext():
+                checked(lambda: main(runs.configure(kind), *rest), argv[:1] if positional else argv)
 
         app.run(job)
     except SystemExit as ended:

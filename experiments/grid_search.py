@@ -23,6 +23,7 @@ from experiments.run import RunFolder, slug
 from experiments.tasks import TASKS, Task
 from experiments.technique import Recipe, Technique
 from experiments.trainer import Network, Spread, Trainer
+from tbptt_jax import processes
 from tbptt_jax.types import Anchor
 
 ROWS, SPREAD = "rows.jsonl", "spread.json"
@@ -93,7 +94,7 @@ def technique(plan: tbptt.Truncation) -> Technique:
 def choose_spread(trainer: Trainer, plan: tbptt.Truncation) -> Spread:
     """Measure whether the networks are trained faster together or in turn."""
     seconds, count = trainer.measure(technique(plan)), len(trainer.networks)
-    how = min(seconds, key=lambda way: seconds[way])
+    how = processes.on_first(lambda: min(seconds, key=lambda way: seconds[way]))
     times = ", ".join(f"{s:.3f} s {way}" for way, s in seconds.items())
     tqdm.write(
         f"{plan.anchor}, k1={plan.k1}, k2={plan.k2}: a batch takes {count} networks {times}; "

@@ -31,6 +31,7 @@ from experiments import files
 from experiments.config import Options, RunOptions
 from experiments.files import DataError, Kind, stop
 from experiments.saving import Saving, Signals
+from tbptt_jax import processes
 from tbptt_jax.checkpoints.lock import FolderLock
 from tbptt_jax.types import Params
 
@@ -160,12 +161,12 @@ class RunFolder:
         behind.
         """
         if config.output_dir is None:
-            run = cls(make_folder(config.NAME), config)
+            run = cls(processes.on_first(lambda: str(make_folder(config.NAME))), config)
             run._made = True
         else:
             run = cls(config.output_dir, config)
-            run._make()
-        run._claim()
+            processes.on_first(run._make)
+        processes.on_first(run._claim)
         if not config.resume:
             try:
                 about = {"format": FORMAT, "versions": versions()}
@@ -223,6 +224,8 @@ class RunFolder:
 
     def _release(self, forget: set[str]) -> None:
         """Unlock the folder, without the files to forget and the folders that are then empty."""
+        if not processes.is_first():
+            return
         for name in forget:
             (self.path / name).unlink(missing_ok=True)
         assert self._lock is not None
@@ -285,7 +288,13 @@ class RunFolder:
         return Saving(folder, self._options, self._signals, self.resume_command)
 
     def write(self, name: str, write: Callable[[BinaryIO], Any]) -> None:
-        """Write a file, all of it or, when the run is killed or the disk is full, nothing."""
+        """Write a file, all of it or, when the run is killed or the disk is full, nothing.
+
+        Of several processes the first one writes.
+        """
+        processes.on_first(lambda: self._write(name, write))
+
+    def _write(self, name: str, write: Callable[[BinaryIO], Any]) -> None:
         try:
             files.write(self.path / name, write)
         except OSError as error:

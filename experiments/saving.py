@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from experiments.config import RunOptions
 from experiments.files import stop
-from tbptt_jax import Checkpoints, Saved
+from tbptt_jax import Checkpoints, Saved, processes
 
 # What a training is at this moment: a pytree of arrays, and JSON.
 Snapshot = Callable[[], tuple[Any, Any]]
@@ -80,10 +80,10 @@ class Signals:
             sys.stdout.flush()
         os._exit(128 + number)
 
-    def obey(self) -> None:
-        """Leave if a signal was noted."""
-        if self.noted is not None:
-            self._leave(self.noted)
+    def obey(self, number: int | None) -> None:
+        """Leave if a signal of this number was noted, here or in another process."""
+        if number is not None:
+            self._leave(number)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -136,7 +136,8 @@ class Saving:
             stop(f"--output_dir: {error.strerror} ({self._folder})")
         except OSError as error:
             stop(f"{self._folder} cannot be made ({error.strerror})")
-        self._live = self._open_live() if self._options.tensorboard else None
+        live = self._options.tensorboard and processes.is_first()
+        self._live = self._open_live() if live else None
         try:
             with waits:
                 yield self._restore(like)
@@ -162,11 +163,16 @@ class Saving:
 
     def after_batch(self, snapshot: Snapshot) -> None:
         """Save if it is time; stop, saved, if a signal came."""
-        if time.monotonic() - self._saved_at >= self._options.checkpoint_every:
+        due = time.monotonic() - self._saved_at >= self._options.checkpoint_every
+        noted = None if self._signals is None else self._signals.noted
+        # All save together: when the first one does, or when one of them was stopped.
+        asked = processes.gather([due, noted])
+        if asked[0][0]:
             self._save(snapshot)
-        if self._signals is not None and self._signals.noted is not None:
+        stopped = next((number for _, number in asked if number is not None), None)
+        if self._signals is not None and stopped is not None:
             self.finish(snapshot)
-            self._signals.obey()
+            self._signals.obey(stopped)
 
     def stop_nonfinite(self, message: str, snapshot: Snapshot) -> None:
         """End the program, saved."""
@@ -197,13 +203,16 @@ class Saving:
 
     def _restore(self, like: Callable[[], Any]) -> Saved | None:
         try:
-            if not (self._checkpoints.numbers() or self._checkpoints.damaged()):
+            if not processes.on_first(self._has_checkpoints):
                 return None
             found = self._checkpoints.restore(like())
         except (ValueError, OSError) as error:
             stop(f"--resume: {error}")
         self._saved = json.dumps(found.progress) if found else ""
         return found
+
+    def _has_checkpoints(self) -> bool:
+        return bool(self._checkpoints.numbers() or self._checkpoints.damaged())
 
     def _save(self, snapshot: Snapshot) -> None:
         """Save, or say why not: the training continues, the older checkpoint stays."""

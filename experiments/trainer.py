@@ -20,7 +20,7 @@ import optax
 from tqdm import tqdm
 
 import tbptt_jax as tbptt
-from experiments import files
+from experiments import cluster, files
 from experiments.progress import Bar
 from experiments.saving import Saving
 from experiments.tasks import networks
@@ -33,6 +33,7 @@ from experiments.technique import (
     existing_steps,
     weight_of_steps,
 )
+from tbptt_jax import processes
 from tbptt_jax.training import evaluate
 from tbptt_jax.types import Params, batch_shape
 
@@ -181,6 +182,7 @@ class Trainer:
         seeds = dict.fromkeys(network.seed for network in self.networks)
         self._states = {s: make_state(task, dataclasses.replace(recipe, seed=s)) for s in seeds}
         self.valid = task.batches("valid", 1, None)
+        self._valid = [cluster.share(batch) for batch in self.valid]
         self._sums = jax.jit(self._trace_sums, static_argnames="how")
 
     def fit(
@@ -245,6 +247,10 @@ class Trainer:
         opt_state = adam, rate._replace(hyperparams={"step_size": rates})
         return dataclasses.replace(states, optimizer=optimizer, opt_state=opt_state)
 
+    def validate(self, params: Params, how: How) -> list[Row]:
+        """As `evaluate`, on the validation part."""
+        return self.evaluate(params, self._valid, how)
+
     def evaluate(self, params: Params, batches: list[tbptt.Batch], how: How) -> list[Row]:
         """Loss and metrics of each network, as `tbptt.evaluate` returns them."""
         if how == "alone":
@@ -287,8 +293,8 @@ class _Training:
             "networks": [list(network) for network in trainer.networks],
             "how": how,
         }
-        self._state = trainer.start(
-            how, recipe.epochs * count_updates(technique.plan, self.batches)
+        self._state = cluster.place(
+            trainer.start(how, recipe.epochs * count_updates(technique.plan, self.batches))
         )
         self._step = _step(technique.plan, how)
         start_averages, self._average_of = _averager(recipe.averaging)
@@ -312,7 +318,11 @@ class _Training:
 
     def like(self) -> dict[str, Any]:
         """The structure of `snapshot`'s arrays after a batch, when there is a carry."""
-        state, _ = jax.eval_shape(self._step, self._state, self.batches[0])
+        if self._how == "alone":
+            batch = cluster.share(self.batches[0])
+            state = tbptt.state_after(self._state, batch, self._technique.plan)
+        else:
+            state, _ = jax.eval_shape(self._step, self._state, self.batches[0])
         return {**self.snapshot()[0], "state": state}
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -370,7 +380,7 @@ class _Training:
         """Train on a batch; the metrics, [M, updates], and the seconds it took."""
         progress, shape = self._progress, batch_shape(batch)
         started = time.perf_counter()
-        self._state, metrics = self._step(self._state, batch)
+        self._state, metrics = self._step(self._state, cluster.share(batch))
         self._average, self._averages = self._average_of(self._state.params, self._averages)
         jax.block_until_ready(self._average)
         seconds = time.perf_counter() - started
@@ -412,7 +422,7 @@ class _Training:
         """Evaluate the averaged parameters, and keep each network's best."""
         progress, task, better = self._progress, self._task, []
         bar.set_description_str("validation")
-        found = self._trainer.evaluate(self._average, self._trainer.valid, self._how)
+        found = self._trainer.validate(self._average, self._how)
         for i, (means, history) in enumerate(zip(found, progress.histories, strict=True)):
             best = _best(task, history)
             row = {
@@ -438,7 +448,7 @@ class _Training:
         bar.set_description_str(f"epoch {progress.epoch}/{self._recipe.epochs}", refresh=False)
         bar.set_postfix_str(f"loss {row['train_loss']:.3f}, {valid}")
         if save_epoch is not None:
-            save_epoch(progress.histories[0], self._average if better[0] else None)
+            save_epoch(progress.histories[0], cluster.fetch(self._average) if better[0] else None)
 
     def _show(self, bar: Bar, saving: Saving) -> None:
         """Show now and then how it stands: the loss, and the last score on the validation part."""
@@ -455,6 +465,8 @@ class _Training:
         """The result, for each network."""
         progress, histories = self._progress, self._progress.histories
         state = dataclasses.replace(self._state, params=self._best)
+        if processes.several():  # what looks at it does so in each process alone
+            state = cluster.fetch(state.restart())
         seconds = progress.seconds - progress.first_seconds
         updates = sum(history[-1]["updates"] for history in histories) - progress.first_updates
         rate = updates / seconds if updates > 0 else math.nan

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 Json: TypeAlias = Any
+Raised: TypeAlias = Exception | SystemExit
 R = TypeVar("R")
 
 
@@ -59,14 +60,14 @@ def gather(value: Json) -> list[Json]:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
-def _try(function: Callable[[], R]) -> tuple[R | None, Exception | None]:
+def _try(function: Callable[[], R]) -> tuple[R | None, Raised | None]:
     try:
         return function(), None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return None, error
 
 
-def _as_json(error: Exception | None) -> Json:
+def _as_json(error: Raised | None) -> Json:
     """An error as JSON, of which another process makes one of the same class and words."""
     if error is None:
         return None
@@ -81,7 +82,7 @@ def _plain(value: object) -> Json:
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def _raise_any(own: Exception | None, all_of_them: list[Json]) -> None:
+def _raise_any(own: Raised | None, all_of_them: list[Json]) -> None:
     """Raise this process's error, or else the first of another one."""
     if own is not None:
         raise own
@@ -90,7 +91,7 @@ def _raise_any(own: Exception | None, all_of_them: list[Json]) -> None:
             raise _from_json(number, said)
 
 
-def _from_json(number: int, said: Json) -> Exception:
+def _from_json(number: int, said: Json) -> Raised:
     module, name = said["class"]
     try:
         return getattr(importlib.import_module(module), name)(*said["args"])

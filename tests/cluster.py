@@ -13,7 +13,7 @@ START = """
 import os, sys
 import jax
 jax.distributed.initialize(
-    os.environ["COORDINATOR"], int(os.environ["PROCESSES"]), int(os.environ["PROCESS"])
+    num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
 )
 """
 
@@ -43,10 +43,9 @@ def start(words: list[str], processes: int, devices: int = 1, **options) -> list
             [sys.executable, *words],
             env={
                 **environment(devices),
-                "COORDINATOR": address,
                 "JAX_COORDINATOR_ADDRESS": address,
-                "PROCESSES": str(processes),
-                "PROCESS": str(number),
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(number),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -49,7 +49,7 @@ def spread(batch: Batch, mesh: Mesh, axes: str | Sequence[str]) -> Batch:
             f"spread: axes must name axes of the mesh, {', '.join(mesh.axis_names)}, got "
             f"{', '.join(axes) or 'none'}"
         )
-    sharding = NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0]))
+    sharding = NamedSharding(mesh, PartitionSpec(axes))
     count = math.prod(mesh.shape[axis] for axis in axes)
     places = sharding.addressable_devices_indices_map((count,)).values()
     own = len({str(place) for place in places})  # parts of the rows that this process holds

@@ -148,7 +148,7 @@ def estimate_by_rows(estimator: Estimator, model: Model, rows: Rows | None) -> E
 
 
 def _specs(rows: Rows) -> tuple[Any, Any]:
-    """`PartitionSpec`s: how arrays are spread that lead with the rows, and those that lead with steps before them."""
+    """The specs of arrays that lead with the rows, and of those with steps before the rows."""
     return PartitionSpec(rows.axes), PartitionSpec(None, rows.axes)
 
 

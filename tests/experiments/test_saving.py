@@ -100,7 +100,7 @@ def test_a_signal_waits_for_the_batch_of_a_training(training, capsys):
         with signals.training() if training else contextlib.nullcontext():
             signal.raise_signal(signal.SIGTERM)
             assert left == [signal.SIGTERM] * (not training)
-            signals.obey()
+            signals.obey(signals.noted)
         assert left == [signal.SIGTERM]
     finally:
         for number, handler in zip(numbers, handlers, strict=True):

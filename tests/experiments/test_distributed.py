@@ -1,0 +1,92 @@
+"""Commands in several processes: one result, one voice, and a run that survives a kill."""
+
+import json
+import pathlib
+import time
+
+import numpy as np
+import pytest
+
+from tests import cluster, command_line
+from tests.kills import bits
+
+TOY = ("experiments.char_lm", "--k1=25", "--k2=50", "--hidden=8", "--characters=20000",
+       "--epochs=2", "--piece=50")  # fmt: skip
+
+
+def start(folder: pathlib.Path, count: int, *more: str) -> list:
+    words = ["-m", *TOY, f"--output_dir={folder}", *["--distributed"] * (count > 1), *more]
+    return cluster.start(words, count)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of two processes that nothing interrupts, and what they print."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    return folder, cluster.finish(start(folder, 2, "--checkpoint_every=0"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 4])
+def test_any_number_of_processes_trains_the_same_network(alone, tmp_path, count):
+    folder, _ = alone
+    cluster.finish(start(tmp_path / "run", count))
+    ours, theirs = (
+        json.loads((path / "result.json").read_text()) for path in (tmp_path / "run", folder)
+    )
+    np.testing.assert_allclose(ours["test_bits"], theirs["test_bits"], rtol=1e-4)
+    with np.load(tmp_path / "run" / "params.npz") as a, np.load(folder / "params.npz") as b:
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_process_speaks_and_writes_for_all(alone):
+    folder, (first, second) = alone
+    assert f"saved in {folder}" in first
+    assert second == ""
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "result.json", "params.npz", "metrics.jsonl"} <= names
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_mid_save_costs_nothing(alone, tmp_path):
+    folder, _ = alone
+    run, mid_save = tmp_path / "run", 0
+    for attempt in range(8):
+        more = ["--resume"] * (attempt > 0)
+        running = start(run, 2, "--checkpoint_every=0", *more)
+        seen = set()
+        while all(process.poll() is None for process in running):
+            half = set(run.glob("checkpoints/*/*-tmp"))
+            seen |= half
+            if half and len(seen) > 2 + attempt:  # further on each time
+                mid_save += 1
+                break
+            time.sleep(0.002)
+        if all(process.poll() is None for process in running):
+            running[attempt % 2].kill()
+            time.sleep(0.1)
+        else:
+            cluster.finish(running)
+            break
+        for process in running:  # as a scheduler does
+            process.kill()
+            process.communicate()
+    else:
+        cluster.finish(start(run, 2, "--checkpoint_every=0", "--resume"))
+    assert mid_save >= 3
+    assert not list(run.glob("checkpoints/*/*-tmp"))
+    assert bits(run) == bits(folder)
+
+
+def test_without_other_processes_the_remedy_is_said(tmp_path):
+    done = command_line.run(*TOY, "--distributed", f"--output_dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert "error: --distributed: the other processes were not found (" in done.stderr
+    assert "start the command with srun or mpirun, or set JAX_COORDINATOR_ADDRESS" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
