@@ -29,6 +29,7 @@ def flag(
     below: float | None = None,
     fast: Any = None,
     saved: bool = True,
+    added: bool = False,
 ) -> Any:
     """A field of a configuration: an int, float, bool, str or Literal, a tuple of these, or None.
 
@@ -39,10 +40,12 @@ def flag(
       above, below: bounds that a float may not reach.
       fast: its value with --fast; None: the default.
       saved: whether it belongs to the run, in config.json, and not to this call alone.
+      added: whether earlier runs lack it; its default is what they did.
     """
     bounds = {"least": least, "above": above, "below": below}
     return dataclasses.field(
-        default=default, metadata={"text": text, "fast": fast, "saved": saved, **bounds}
+        default=default,
+        metadata={"text": text, "fast": fast, "saved": saved, "added": added, **bounds},
     )
 
 
@@ -205,7 +208,8 @@ def to_json(config: Options) -> dict[str, Any]:
 def from_json(kind: type[C], content: dict[str, Any], path: str) -> C:
     """The configuration of a run, checked; another one ends the program."""
     fields = {f.name: f for f in dataclasses.fields(kind) if f.metadata["saved"]}
-    if not computed(kind) <= content.keys() <= fields.keys():
+    needed = {name for name in computed(kind) if not fields[name].metadata["added"]}
+    if not needed <= content.keys() <= fields.keys():
         stop(
             f"--output_dir: {path} must hold the flags of this experiment, got others; give the "
             "folder of one of its runs"

@@ -11,6 +11,8 @@ import pytest
 
 from tbptt_jax import processes
 from tests import cluster
+from tests.command_line import ROOT
+from tests.markdown import examples
 
 PRELUDE = """
 import json, pathlib, sys
@@ -155,6 +157,27 @@ def test_any_number_of_processes_restores_what_another_saved(saved, count, devic
     assert_same(saved / f"{name}-restored.npz", saved / "saved.npz", exact=True)
     same = (count, devices, other) == (2, 2, 2)
     assert_same(saved / f"{name}-end.npz", saved / "end.npz", exact=same)
+
+
+RECIPE = """
+def read(number):
+    return [sequences(3 + 2 * number, 12, seed) for seed in range(4)]
+
+state = train_together(sys.argv[1], read)
+print(int(state.step), jax.process_count())
+"""
+
+
+@pytest.mark.slow
+def test_the_recipe_for_several_processes_runs_as_it_stands(tmp_path):
+    page = ROOT / "docs" / "recipes.md"
+    text = page.read_text(encoding="utf-8")
+    where = text.index("\n## Several processes\n"), text.index("\n## Streams larger than memory\n")
+    found = [*examples(page, 0, text.index("\n## ")), *examples(page, *where)]
+    code = "\n".join(one.code for one in found)
+    words = ["-c", cluster.START + code + RECIPE, str(tmp_path)]
+    assert cluster.finish(cluster.start(words, 2)) == ["12 2\n"] * 2
+    assert cluster.finish(cluster.start(words, 2)) == ["12 2\n"] * 2  # restored
 
 
 def test_with_one_process_functions_are_only_called():

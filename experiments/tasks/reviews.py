@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -35,6 +36,10 @@ class Config(RunOptions):
     cell: Literal["lstm", "gru", "rnn"] = flag("lstm", "Recurrent cell.")
     embedding: int = flag(64, "Size of a word's embedding.", 1, fast=32)
     hidden: int = flag(64, "Units of the cell.", 1, fast=32)
+    dtype: Literal["float32", "bfloat16"] = flag(
+        "float32", "What embedding and cell compute in; all that is kept stays in float32.",
+        added=True,
+    )  # fmt: skip
     dropout: float = flag(
         0.5, "Share of embeddings and outputs dropped while training, in 256ths.", 0, below=1,
         fast=0.3,
@@ -86,14 +91,15 @@ def load_texts(config: Config) -> tuple[dict[Part, Texts], imdb.Vocabulary]:
 def network(config: Config, words: int, seed: int) -> tbptt.SequenceModel:
     """Embedding, one recurrent cell, two classes; dropout on both sides of the cell."""
     rngs = nnx.Rngs(seed)
+    dtype = jnp.dtype(config.dtype)
     options = {"bias_init": remember} if config.cell == "lstm" else {}
     return tbptt.SequenceModel(
         encoder=nnx.Sequential(
-            nnx.Embed(words, config.embedding, rngs=rngs),
+            nnx.Embed(words, config.embedding, dtype=dtype, rngs=rngs),
             nnx.Dropout(config.word_dropout, broadcast_dims=(-1,), rngs=rngs),
             Dropout(config.dropout, rngs=rngs),
         ),
-        core=CELLS[config.cell](config.embedding, config.hidden, rngs=rngs, **options),
+        core=CELLS[config.cell](config.embedding, config.hidden, dtype=dtype, rngs=rngs, **options),
         readout=nnx.Sequential(
             Dropout(config.dropout, rngs=rngs), nnx.Linear(config.hidden, 2, rngs=rngs)
         ),
