@@ -28,15 +28,16 @@ from experiments import command, figures
 from experiments.run import versions
 
 FITTED = [
-    Job(rows=rows, features=hidden, hidden=hidden, length=400, k1=k1, k2=k2)
-    for rows, hidden in itertools.product((4, 32), (32, 128, 256))
+    Job(rows=rows, features=features, hidden=hidden, length=400, k1=k1, k2=k2)
+    for rows, (features, hidden) in itertools.product((4, 32), ((64, 32), (32, 128), (256, 256)))
     for k1, k2 in ((20, 20), (100, 100), (400, 400), (20, 100))
 ]
 HELD_OUT = [
-    Job(rows=rows, features=hidden, hidden=hidden, length=400, k1=k1, k2=k2)
-    for rows, hidden, k1, k2 in (
-        *((16, 64, 40, 40), (16, 64, 200, 200), (8, 192, 50, 50), (64, 64, 100, 100)),
-        *((16, 192, 25, 50), (8, 96, 400, 400), (64, 128, 80, 80), (24, 128, 10, 60)),
+    Job(rows=rows, features=features, hidden=hidden, length=400, k1=k1, k2=k2)
+    for rows, features, hidden, k1, k2 in (
+        *((16, 64, 64, 40, 40), (16, 32, 64, 200, 200), (8, 64, 192, 50, 50)),
+        *((64, 64, 64, 100, 100), (16, 192, 192, 25, 50), (8, 16, 96, 400, 400)),
+        *((64, 128, 128, 80, 80), (24, 128, 128, 10, 60)),
     )
 ]
 DEVICES = (1, 2, 4, 8)
@@ -125,9 +126,9 @@ def check(name: str, terms: Any, values: dict[Job, float], unit: float) -> tuple
     for job in HELD_OUT:
         said = float(np.dot(terms(job), coefficients))
         errors.append(abs(said / values[job] - 1))
-        shape = [job.rows, job.hidden, job.k1, job.k2]
+        shape = [job.rows, job.features, job.hidden, job.k1, job.k2]
         rows.append([*shape, f"{values[job] / unit:.3g}", f"{said / unit:.3g}"])
-    head = ["rows", "hidden", "k1", "k2", f"{name}, measured", "by the model"]
+    head = ["rows", "inputs", "units", "k1", "k2", f"{name}, measured", "by the model"]
     seen = [abs(float(np.dot(terms(job), coefficients)) / values[job] - 1) for job in FITTED]
     said = (
         f"{name}: relative error on shapes not seen: median {statistics.median(errors):.0%}, "

@@ -65,7 +65,7 @@ class RunOptions(Options):
         False, "Resume the run in --output_dir, or the newest in runs/, bit for bit."
     )
     distributed: bool = flag(
-        False, "Train in all processes of a cluster, each of which is started with this flag."
+        False, "Use all devices of all processes, each of which is started with this flag."
     )
     checkpoint_every: float = flag(60.0, "Seconds between checkpoints; 0: every batch.", 0)
     tensorboard: bool = flag(

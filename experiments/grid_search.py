@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 import tbptt_jax as tbptt
-from experiments import command, grid_report
+from experiments import cluster, command, grid_report
 from experiments.config import RunOptions, flag
 from experiments.files import stop
 from experiments.plane import Plane, make_plane, work
@@ -139,7 +139,9 @@ def search(
     jobs = [plan for plan in plane.runs if missing(plan, networks, rows)]
     if not jobs:
         return rows
-    trainer = Trainer(task, recipe, networks)
+    # Devices train as many networks each; further copies of the last one fill them up.
+    more = cluster.rounded_up(len(networks)) - len(networks)
+    trainer = Trainer(task, recipe, networks + more * networks[-1:])
     units = [round(1000 * work(plan, task.length)) for plan in jobs]
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
     with tqdm(total=sum(units), bar_format=form, smoothing=0, mininterval=0.5) as bar:
@@ -158,7 +160,7 @@ def search(
             # All networks, if a line was lost too: fewer at once are added up in another order.
             lost = missing(plan, networks, rows)
             found = train(trainer, run, plan, spreads[plan.anchor], show)
-            rows += [row for row in found if key(row) in lost]
+            rows += [row for row in found[: len(networks)] if key(row) in lost]
             run.write_rows(ROWS, rows)
             run.saving(slug(technique(plan).name)).forget()
     return rows

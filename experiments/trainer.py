@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 import tbptt_jax as tbptt
@@ -33,9 +34,8 @@ from experiments.technique import (
     existing_steps,
     weight_of_steps,
 )
-from tbptt_jax import processes
 from tbptt_jax.training import evaluate
-from tbptt_jax.types import Params, batch_shape
+from tbptt_jax.types import Array, Params, batch_shape
 
 Spread: TypeAlias = Literal["together", "in turn"]
 How: TypeAlias = Literal["alone", "together", "in turn"]
@@ -130,8 +130,8 @@ def _spread(function: Callable[[Any], Any], how: Spread) -> Callable[[Any], Any]
 
 
 @functools.cache
-def _step(plan: tbptt.Truncation, how: How) -> Callable[..., Any]:
-    """A state and a batch to the next state and metrics."""
+def _step(plan: tbptt.Truncation, how: How, mesh: Mesh | None) -> Callable[..., Any]:
+    """A state and a batch to the next state and metrics; many networks over a mesh of devices."""
 
     def one(batch: tbptt.Batch, state: tbptt.TrainState) -> Any:
         state, metrics = tbptt.train_step(state, batch, plan)
@@ -146,7 +146,34 @@ def _step(plan: tbptt.Truncation, how: How) -> Callable[..., Any]:
     def step(states: tbptt.TrainState, batch: tbptt.Batch) -> Any:
         return _spread(functools.partial(one, batch), how)(states)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(_over(mesh, step, 2), donate_argnums=0)
+
+
+def _over(mesh: Mesh | None, function: Callable[..., Any], results: int) -> Callable[..., Any]:
+    """A function of arrays [M, ...] and of others, on each device for its own networks.
+
+    Of several results, the first stays on the devices, and every other is everywhere.
+    """
+    if mesh is None:
+        return function
+    spread, everywhere = cluster.SPREAD, cluster.EVERYWHERE
+    on_each = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(spread, everywhere),
+        out_specs=spread,
+        check_vma=False,
+    )
+
+    def call(*args: Any) -> Any:
+        found = on_each(*args)
+        here = NamedSharding(mesh, everywhere)
+        if results == 1:
+            return jax.lax.with_sharding_constraint(found, here)
+        first, *others = found
+        return first, *jax.lax.with_sharding_constraint(others, here)
+
+    return call
 
 
 def make_state(task: Task, recipe: Recipe, updates: int = 1) -> tbptt.TrainState:
@@ -182,7 +209,7 @@ class Trainer:
         seeds = dict.fromkeys(network.seed for network in self.networks)
         self._states = {s: make_state(task, dataclasses.replace(recipe, seed=s)) for s in seeds}
         self.valid = task.batches("valid", 1, None)
-        self._valid = [cluster.share(batch) for batch in self.valid]
+        self._shared: list[tbptt.Batch] = []  # the validation part, over the devices
         self._sums = jax.jit(self._trace_sums, static_argnames="how")
 
     def fit(
@@ -248,8 +275,11 @@ class Trainer:
         return dataclasses.replace(states, optimizer=optimizer, opt_state=opt_state)
 
     def validate(self, params: Params, how: How) -> list[Row]:
-        """As `evaluate`, on the validation part."""
-        return self.evaluate(params, self._valid, how)
+        """As `evaluate`, on the validation part; parameters are on all devices."""
+        if how != "alone":
+            return self.evaluate(params, self.valid, how)
+        self._shared = self._shared or [cluster.share(batch) for batch in self.valid]
+        return self.evaluate(params, self._shared, how)
 
     def evaluate(self, params: Params, batches: list[tbptt.Batch], how: How) -> list[Row]:
         """Loss and metrics of each network, as `tbptt.evaluate` returns them."""
@@ -264,16 +294,22 @@ class Trainer:
     def _trace_sums(self, params: Params, batches: list[tbptt.Batch], how: Spread) -> Any:
         look = dataclasses.replace(next(iter(self._states.values())), opt_state=None, rng=None)
 
-        def one(params: Params) -> list[jax.Array]:
-            state = dataclasses.replace(look, params=params)
-            return list(evaluate.partial_sums(state, batches, self.task.metrics))
+        def sums(params: Params, batches: list[tbptt.Batch]) -> list[jax.Array]:
+            def one(params: Params) -> list[jax.Array]:
+                state = dataclasses.replace(look, params=params)
+                return list(evaluate.partial_sums(state, batches, self.task.metrics))
 
-        return _spread(one, how)(params)
+            return _spread(one, how)(params)
+
+        return _over(cluster.mesh(), sums, 1)(params, batches)
 
     def scores(self, trained: list[Trained], part: Part, how: How) -> list[float]:
         """The score of each trained network on a part."""
         batches = self.task.batches(part, 1, None)
-        found = self.evaluate(trained[0].state.params, batches, how)
+        params = trained[0].state.params
+        if how != "alone":
+            params = cluster.place(params, cluster.SPREAD)
+        found = self.evaluate(params, batches, how)
         return [self.task.score.of(means) for means in found]
 
 
@@ -293,10 +329,10 @@ class _Training:
             "networks": [list(network) for network in trainer.networks],
             "how": how,
         }
-        self._state = cluster.place(
-            trainer.start(how, recipe.epochs * count_updates(technique.plan, self.batches))
-        )
-        self._step = _step(technique.plan, how)
+        start = trainer.start(how, recipe.epochs * count_updates(technique.plan, self.batches))
+        self._spec = cluster.EVERYWHERE if how == "alone" else cluster.SPREAD
+        self._state = cluster.place(start, self._spec)
+        self._step = _step(technique.plan, how, cluster.mesh())
         start_averages, self._average_of = _averager(recipe.averaging)
         # Copied, since the state is donated.
         self._average = jax.tree.map(jnp.copy, self._state.params)
@@ -323,6 +359,7 @@ class _Training:
             state = tbptt.state_after(self._state, batch, self._technique.plan)
         else:
             state, _ = jax.eval_shape(self._step, self._state, self.batches[0])
+            state = cluster.placed(state, self._spec)
         return {**self.snapshot()[0], "state": state}
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -380,7 +417,8 @@ class _Training:
         """Train on a batch; the metrics, [M, updates], and the seconds it took."""
         progress, shape = self._progress, batch_shape(batch)
         started = time.perf_counter()
-        self._state, metrics = self._step(self._state, cluster.share(batch))
+        shared = cluster.share(batch) if self._how == "alone" else batch
+        self._state, metrics = self._step(self._state, shared)
         self._average, self._averages = self._average_of(self._state.params, self._averages)
         jax.block_until_ready(self._average)
         seconds = time.perf_counter() - started
@@ -401,7 +439,7 @@ class _Training:
         loss, norm = (float(m[network, window]) for m in (metrics.loss, metrics.grad_norm))
         interval = tbptt.intervals(self._technique.plan, batch_shape(batch)[1])[window]
         made = (np.asarray(metrics.weight[network]) > 0) & finite[network]
-        step = int(np.ravel(self._state.step)[network]) - int(made[window:].sum())
+        step = int(self._updates()[network]) - int(made[window:].sum())
         who = ""
         if self._how != "alone":
             rate, seed = self._networks[network]
@@ -421,13 +459,14 @@ class _Training:
     ) -> None:
         """Evaluate the averaged parameters, and keep each network's best."""
         progress, task, better = self._progress, self._task, []
+        updates = self._updates()
         bar.set_description_str("validation")
         found = self._trainer.validate(self._average, self._how)
         for i, (means, history) in enumerate(zip(found, progress.histories, strict=True)):
             best = _best(task, history)
             row = {
                 "epoch": progress.epoch + 1,
-                "updates": int(np.ravel(self._state.step)[i]),
+                "updates": int(updates[i]),
                 "train_loss": progress.mean_loss(i),
                 "valid_loss": means["loss"],
                 "valid_score": task.score.of(means),
@@ -440,7 +479,7 @@ class _Training:
         if len(better) == 1:
             self._best = self._average if better[0] else self._best
         else:
-            self._best = _choose(jnp.array(better), self._average, self._best)
+            self._best = _choose(np.array(better), self._average, self._best)
         row = progress.histories[0][-1]
         names = "train_loss", "valid_loss", "valid_score"
         saving.log(row["updates"], {name: row[name] for name in names})
@@ -449,6 +488,10 @@ class _Training:
         bar.set_postfix_str(f"loss {row['train_loss']:.3f}, {valid}")
         if save_epoch is not None:
             save_epoch(progress.histories[0], cluster.fetch(self._average) if better[0] else None)
+
+    def _updates(self) -> np.ndarray:
+        """How many updates each network has made, [M]."""
+        return np.ravel(cluster.fetch(self._state.step))
 
     def _show(self, bar: Bar, saving: Saving) -> None:
         """Show now and then how it stands: the loss, and the last score on the validation part."""
@@ -465,7 +508,7 @@ class _Training:
         """The result, for each network."""
         progress, histories = self._progress, self._progress.histories
         state = dataclasses.replace(self._state, params=self._best)
-        if processes.several():  # what looks at it does so in each process alone
+        if cluster.mesh() is not None:  # what looks at it does so in each process alone
             state = cluster.fetch(state.restart())
         seconds = progress.seconds - progress.first_seconds
         updates = sum(history[-1]["updates"] for history in histories) - progress.first_updates
@@ -490,7 +533,7 @@ def _rank(task: Task, row: Row) -> tuple[float, float]:
 
 
 @jax.jit
-def _choose(better: jax.Array, new: Params, old: Params) -> Params:
+def _choose(better: Array, new: Params, old: Params) -> Params:
     """The new parameters of the networks that are better, the old ones of the others."""
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -35,22 +35,24 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def start(words: list[str], processes: int, devices: int = 1, **options) -> list[subprocess.Popen]:
-    """Start a command in several processes that find each other."""
+def start(
+    words: list[str], processes: int, devices: int = 1, alone: bool = False
+) -> list[subprocess.Popen]:
+    """Start a command in several processes that find each other; `alone`: in one that does not."""
     address = f"127.0.0.1:{free_port()}"
+
+    def found(number: int) -> dict[str, str]:
+        names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+        return dict(zip(names, (address, str(processes), str(number)), strict=True))
+
     return [
         subprocess.Popen(
             [sys.executable, *words],
-            env={
-                **environment(devices),
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(number),
-            },
+            env={**environment(devices), **({} if alone else found(number))},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **{"cwd": ROOT, **options},
+            cwd=ROOT,
         )
         for number in range(processes)
     ]

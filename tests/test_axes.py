@@ -200,6 +200,31 @@ def test_large_tables_are_spread_over_a_second_axis_and_stay_there(kind):
     assert lines == ["True"]
 
 
+def test_rows_that_the_devices_do_not_divide_are_filled_up():
+    lines = run("""
+        plan, shared = tbptt.Truncation(2, 3), mesh(AxisType.Auto, 4)
+        for marks in ((), ("mask", "reset", "weights")):
+            made = jax.tree.map(lambda x: x[:6], batch(marks))
+            spread = tbptt.data.spread(made, shared, "rows")
+            print(spread.inputs.shape[0], spread.mask[6:].any())
+            one, expected = tbptt.train_step(state(), made, plan)
+            many, found = tbptt.train_step(on(shared, state()), spread, plan)
+            assert_same((many.params, found), (one.params, expected))
+            assert_same(tbptt.evaluate(many, spread), tbptt.evaluate(one, made))
+        whole = tbptt.data.spread(batch(), shared, ["rows"])
+        print(whole.inputs.shape[0], whole.mask)
+        try:
+            tbptt.data.spread(batch(), shared, "columns")
+        except ValueError as error:
+            print(error)
+    """)
+    assert lines == [
+        *["8 False"] * 2,
+        "8 None",
+        "spread: axes must name axes of the mesh, rows, got columns",
+    ]
+
+
 @EXPLICIT
 def test_a_mesh_in_use_whose_axes_are_explicit():
     lines = run("""

@@ -180,6 +180,34 @@ def test_the_recipe_for_several_processes_runs_as_it_stands(tmp_path):
     assert cluster.finish(cluster.start(words, 2)) == ["12 2\n"] * 2  # restored
 
 
+@pytest.mark.parametrize("call", [processes.on_first, processes.together])
+@pytest.mark.parametrize(
+    "error", [BlockingIOError(11, "it is in use", "/folder"), ValueError("no", 3), SystemExit("no")]
+)
+def test_what_one_process_raises_all_raise(call, error, monkeypatch):
+    """As in a program of two processes, of which this is the second."""
+    said = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "gather", lambda value: said.append(value) or [value])
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as own:
+        call(fail)
+    assert own.value is error
+    (first,) = json.loads(json.dumps(said))
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "gather", lambda value: [first, value])
+    with pytest.raises(type(error)) as raised:
+        call(lambda: 3)
+    assert raised.value.args == error.args
+    assert getattr(raised.value, "filename", None) == getattr(error, "filename", None)
+    result = [5, None] if call is processes.on_first else None
+    monkeypatch.setattr(processes, "gather", lambda value: [result, value])
+    assert call(lambda: 3) == (5 if call is processes.on_first else 3)
+
+
 def test_with_one_process_functions_are_only_called():
     assert processes.on_first(lambda: 3) == processes.together(lambda: 3) == 3
     assert processes.gather("a") == ["a"]

@@ -83,6 +83,39 @@ def test_a_process_killed_in_mid_save_costs_nothing(alone, tmp_path):
     assert bits(run) == bits(folder)
 
 
+GRID = ("experiments.grid_search", "--fast", "--task=demand", "--seeds=3", "--anchor=update",
+        "--epochs=2", "--k1=28,96", "--k2=28")  # fmt: skip
+
+
+def rows_of(folder: pathlib.Path) -> dict[tuple, dict]:
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {tuple(row[k] for k in ("k1", "k2", "learning_rate", "seed")): row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """The rows of a search by one process on one device."""
+    folder = tmp_path_factory.mktemp("searched") / "run"
+    cluster.finish(cluster.start(["-m", *GRID, f"--output_dir={folder}"], 1))
+    return rows_of(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "devices"), [(1, 4), (2, 1)])
+def test_a_search_is_spread_over_devices_and_ends_in_one_file(searched, count, devices, tmp_path):
+    words = ["-m", *GRID, f"--output_dir={tmp_path}/run", "--distributed"]
+    running = cluster.start(words, count, devices, alone=count == 1)
+    cluster.finish(running)
+    found = rows_of(tmp_path / "run")
+    assert len(searched) == 2 * 3  # plans and seeds
+    assert found.keys() == searched.keys()
+    for name, row in found.items():
+        for score in ("valid_score", "test_score"):
+            np.testing.assert_allclose(row[score], searched[name][score], rtol=1e-3)
+        assert row["updates"] == searched[name]["updates"]
+
+
 def test_without_other_processes_the_remedy_is_said(tmp_path):
     done = command_line.run(*TOY, "--distributed", f"--output_dir={tmp_path / 'run'}")
     assert done.returncode == 1
