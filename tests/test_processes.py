@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
+import tbptt_jax as tbptt
 from tbptt_jax import processes
 from tests import cluster
 from tests.command_line import ROOT
@@ -157,6 +158,52 @@ def test_any_number_of_processes_restores_what_another_saved(saved, count, devic
     assert_same(saved / f"{name}-restored.npz", saved / "saved.npz", exact=True)
     same = (count, devices, other) == (2, 2, 2)
     assert_same(saved / f"{name}-end.npz", saved / "end.npz", exact=same)
+
+
+SAVE_TWICE = """
+state, folder = jax.tree.map(put, start()), pathlib.Path(sys.argv[1])
+with tbptt.Checkpoints(folder, {"of": "a test"}) as checkpoints:
+    for number in range(2):
+        state, _ = train(state, [number])
+        checkpoints.save(state, {"batches": number + 1})
+"""
+
+RESTORE_OLDER = """
+with tbptt.Checkpoints(sys.argv[1], {"of": "a test"}) as checkpoints:
+    like = tbptt.state_after(jax.tree.map(put, start()), batch(0), plan)
+    state, progress, number = checkpoints.restore(like)
+    print(json.dumps([progress, number, checkpoints.damaged()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_bit_lost_of_one_process_s_part_is_noticed_by_all(tmp_path, count):
+    run(SAVE_TWICE, tmp_path, count=2, other=2)
+    files = [f for f in (tmp_path / "1").rglob("*") if "process_1" in str(f) and f.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    assert largest.stat().st_size > 200  # half of the embedding and of its averages
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    printed = run(RESTORE_OLDER, tmp_path, count=count, other=count)
+    assert [json.loads(line) for line in printed] == [[{"batches": 1}, 0, ["damaged-1"]]] * count
+
+
+IN_USE = """
+try:
+    tbptt.Checkpoints(sys.argv[1])
+except BlockingIOError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_refused_by_all(tmp_path):
+    with tbptt.Checkpoints(tmp_path):
+        first, second = run(IN_USE, tmp_path, count=2)
+    assert "the folder is in use by process" in first
+    assert second == first
 
 
 RECIPE = """
