@@ -1,6 +1,7 @@
 """How a training is saved while it runs, stopped, and resumed."""
 
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,7 +35,7 @@ class Signals:
     def __init__(self, leave: Callable[[int], Any]):
         self._leave, self._waiting = leave, False
         self._saving_since: float | None = None
-        self.noted: int | None = None  # the first signal, if it came while it had to wait
+        self.noted: int | None = None  # the first signal
         self._came: float | None = None  # when the first signal came
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
@@ -47,11 +49,12 @@ class Signals:
         """The first signal, in the main thread; `_watch` ends the process at the second."""
         if self._came is not None:
             return
-        self._came = time.monotonic()
+        self._came, self.noted = time.monotonic(), number
         if not self._waiting:
-            self._leave(number)
+            # In a callback of the garbage collector Python drops what is raised: `training` obeys.
+            if not _collects(frame):
+                self._leave(number)
             return
-        self.noted = number
         with contextlib.suppress(Exception):  # stderr is closed, or was just being written to
             # One write, for another thread may write too.
             what = "stopping after this batch (once more: at once)\n"
@@ -87,9 +90,10 @@ class Signals:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Within it the first signal waits for `obey`."""
+        """Within it the first signal waits for `obey`; one that came before is obeyed now."""
         self._waiting = True
         try:
+            self.obey(self.noted)
             yield
         finally:
             self._waiting = False
@@ -102,6 +106,14 @@ class Signals:
             yield
         finally:
             self._saving_since = before
+
+
+def _collects(frame: types.FrameType | None) -> bool:
+    """Whether code runs in a callback of the garbage collector."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None and frame.f_code not in callbacks:
+        frame = frame.f_back
+    return frame is not None
 
 
 class Saving:

@@ -144,9 +144,7 @@ SAME_NUMBERS = """
         pytest.param("Explicit", (4,), marks=EXPLICIT),
         pytest.param("Auto", (2,), marks=pytest.mark.slow),
         pytest.param("Explicit", (2, 2), marks=[EXPLICIT, pytest.mark.slow]),
-        pytest.param("Auto", (4, 2), marks=pytest.mark.slow),
         pytest.param("Auto", (8,), marks=pytest.mark.slow),
-        pytest.param("Explicit", (8,), marks=[EXPLICIT, pytest.mark.slow]),
     ],
 )
 def test_rows_on_several_devices_give_the_numbers_of_one(kind, sizes):

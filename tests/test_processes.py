@@ -148,9 +148,7 @@ def test_processes_train_as_one_does(saved, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("count", "devices", "other"), [(2, 2, 2), (1, 1, 1), (1, 4, 2), (4, 1, 2), (2, 1, 1)]
-)
+@pytest.mark.parametrize(("count", "devices", "other"), [(2, 2, 2), (1, 1, 1), (4, 1, 2)])
 def test_any_number_of_processes_restores_what_another_saved(saved, count, devices, other):
     name = f"{count}-{devices}-{other}"
     printed = run(RESTORE, saved, name, count=count, devices=devices, other=other)

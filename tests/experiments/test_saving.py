@@ -1,6 +1,7 @@
 """What a training does when a loss is not finite, or when it cannot be saved."""
 
 import contextlib
+import gc
 import io
 import shutil
 import signal
@@ -100,13 +101,40 @@ def test_a_signal_waits_for_the_batch_of_a_training(training, capsys):
         with signals.training() if training else contextlib.nullcontext():
             signal.raise_signal(signal.SIGTERM)
             assert left == [signal.SIGTERM] * (not training)
-            signals.obey(signals.noted)
+            if training:
+                signals.obey(signals.noted)
         assert left == [signal.SIGTERM]
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
     said = "stopping after this batch (once more: at once)"
     assert (said in capsys.readouterr().err) == training
+
+
+def test_a_signal_while_garbage_is_collected_is_obeyed_when_the_training_begins():
+    numbers, left = (signal.SIGINT, signal.SIGTERM), []
+    handlers = [signal.getsignal(number) for number in numbers]
+
+    def collect(phase, info):
+        if phase == "start" and not left:
+            signal.raise_signal(signal.SIGTERM)
+
+    def leave(number):
+        left.append(number)
+        raise SystemExit(number)
+
+    try:
+        signals = Signals(leave)
+        gc.callbacks.append(collect)
+        gc.collect()
+        gc.callbacks.remove(collect)
+        assert left == []
+        with pytest.raises(SystemExit), signals.training():
+            raise AssertionError("the training began")
+        assert left == [signal.SIGTERM]
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 class Writes(io.StringIO):
