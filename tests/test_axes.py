@@ -274,12 +274,9 @@ TRAVELS = """
 """
 
 
-@pytest.mark.parametrize(
-    ("core", "plan", "marks"),
-    [
-        ("lstm", {"k1": 2, "k2": 2}, ()),
-        ("gru", {"k1": 2, "k2": 2}, ()),
-        ("plain", {"k1": 2, "k2": 2}, ()),
+def test_of_an_update_the_gradient_travels_once_and_nothing_else():
+    cases = [
+        *((core, {"k1": 2, "k2": 2}, ()) for core in ("lstm", "gru", "plain")),
         ("stack", {"k1": 3, "k2": 3}, ()),
         ("lstm", {"k1": 2, "k2": 2}, ("reset",)),
         ("lstm", {"k1": 2, "k2": 5}, ("reset",)),
@@ -288,32 +285,30 @@ TRAVELS = """
         ("gru", {"k1": 6, "k2": 3, "anchor": "loss"}, ("reset",)),
         ("lstm", {"k1": 6, "k2": 3, "anchor": "loss", "block": 2}, ()),
         ("stack", {"k1": 2, "k2": 4, "anchor": "loss"}, ("reset",)),
-    ],
-)
-def test_of_an_update_the_gradient_travels_once_and_nothing_else(core, plan, marks):
-    ((size, found),) = map(json.loads, run(TRAVELS.format(cases=[(core, plan, marks)], dropout=0)))
-    assert {kind for kind, _ in found} == {"all-reduce"}
-    # The gradient and the loss.
-    assert sum(sum(shapes) for _, shapes in found) == size + 1
+    ]
+    lines = run(TRAVELS.format(cases=cases, dropout=0))
+    for case, (size, found) in zip(cases, map(json.loads, lines), strict=True):
+        assert {kind for kind, _ in found} == {"all-reduce"}, case
+        # The gradient and the loss.
+        assert sum(sum(shapes) for _, shapes in found) == size + 1, case
 
 
-@pytest.mark.parametrize(
-    ("core", "plan"),
-    [
+@pytest.mark.parametrize("marks", [("mask",), ("weights",), ("mask", "reset", "weights")])
+def test_with_masks_and_weights_their_sums_travel_too(marks):
+    plans = [
         ("lstm", {"k1": 2, "k2": 5}),
         ("gru", {"k1": 2, "k2": 2}),
         ("plain", {"k1": 3, "k2": 3}),
         ("stack", {"k1": 6, "k2": 3, "anchor": "loss"}),
         ("lstm", {"k1": 6, "k2": 2, "anchor": "loss", "block": 2}),
-    ],
-)
-@pytest.mark.parametrize("marks", [("mask",), ("weights",), ("mask", "reset", "weights")])
-def test_with_masks_and_weights_their_sums_travel_too(core, plan, marks):
-    ((size, found),) = map(json.loads, run(TRAVELS.format(cases=[(core, plan, marks)], dropout=0)))
-    assert {kind for kind, _ in found} == {"all-reduce"}
-    numbers = sum(sum(shapes) for _, shapes in found)
-    # The sum of a window's weights; where they are no mask, in units of the largest one too.
-    assert numbers - (size + 1) == (3 if "weights" in marks else 1)
+    ]
+    cases = [(core, plan, marks) for core, plan in plans]
+    lines = run(TRAVELS.format(cases=cases, dropout=0))
+    for case, (size, found) in zip(cases, map(json.loads, lines), strict=True):
+        assert {kind for kind, _ in found} == {"all-reduce"}, case
+        numbers = sum(sum(shapes) for _, shapes in found)
+        # The sum of a window's weights; where they are no mask, in units of the largest one too.
+        assert numbers - (size + 1) == (3 if "weights" in marks else 1), case
 
 
 def test_with_random_numbers_and_a_mask_the_values_of_one_step_travel_too():

@@ -56,7 +56,7 @@ def test_one_process_speaks_and_writes_for_all(alone):
 def test_a_process_killed_in_mid_save_costs_nothing(alone, tmp_path):
     folder, _ = alone
     run, mid_save = tmp_path / "run", 0
-    for attempt in range(8):
+    for attempt in range(5):
         more = ["--resume"] * (attempt > 0)
         running = start(run, 2, "--checkpoint_every=0", *more)
         seen = set()
@@ -78,7 +78,7 @@ def test_a_process_killed_in_mid_save_costs_nothing(alone, tmp_path):
             process.communicate()
     else:
         cluster.finish(start(run, 2, "--checkpoint_every=0", "--resume"))
-    assert mid_save >= 3
+    assert mid_save >= 2
     assert not list(run.glob("checkpoints/*/*-tmp"))
     assert bits(run) == bits(folder)
 
