@@ -71,7 +71,7 @@ def measure(job: Job, calls: int) -> Measured:
         batch = tbptt.data.spread(batch, mesh, "rows")
     compiled = tbptt.lower(state, batch, plan).compile()
     analysis: Any = compiled.memory_analysis()
-    text, sizes = compiled.as_text(), {"f32": 4, "bf16": 2, "s32": 4, "pred": 1}
+    text, sizes = str(compiled.as_text()), {"f32": 4, "bf16": 2, "s32": 4, "pred": 1}
     travels = 0
     for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text):
         for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", shapes):

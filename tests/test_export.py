@@ -54,7 +54,8 @@ def test_a_training_step_lowers_for_every_platform(core, plan):
     leaves, structure = jax.tree.flatten((state, batch))
 
     def step(leaves):
-        state, metrics = tbptt.train_step(*jax.tree.unflatten(structure, leaves), plan)
+        state, batch = jax.tree.unflatten(structure, leaves)
+        state, metrics = tbptt.train_step(state, batch, plan)
         return jax.tree.leaves((state.params, metrics))
 
     exported = export.export(jax.jit(step), platforms=PLATFORMS)(leaves)

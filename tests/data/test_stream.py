@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -33,7 +34,8 @@ def texts(*lengths):
 def by_hand(orders, documents, lanes, steps):
     """Batches of (input, target, reset) step by step, None where there is nothing."""
     queue = [documents[i] for order in orders for i in order]
-    current, found = [iter(()) for _ in range(lanes)], []
+    current: list[Iterator[tuple]] = [iter(()) for _ in range(lanes)]
+    found = []
     while True:
         batch = []
         for lane in range(lanes):

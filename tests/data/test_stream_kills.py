@@ -40,6 +40,7 @@ def test_kills_at_the_borders_of_passes_and_documents_change_nothing(tmp_path):
     assert alone[-1].startswith("end ")
     points = borders(files)
     assert len(points) >= 4
+    lines: list[str] = []
     for at in [*points, None]:
         process = start(files, tmp_path / "run")
         assert process.stdout is not None
