@@ -150,9 +150,10 @@ def _step(plan: tbptt.Truncation, how: How, mesh: Mesh | None) -> Callable[..., 
 
 
 def _over(mesh: Mesh | None, function: Callable[..., Any], results: int) -> Callable[..., Any]:
-    """A function of arrays [M, ...] and of others, on each device for its own networks.
+    """Run a function on each device, for the networks that the device holds.
 
-    Of several results, the first stays on the devices, and every other is everywhere.
+    Its first argument is [M, ...] and is spread over the devices; all devices have the second. Of
+    several results the first stays spread; every other, or a single one, is put on all devices.
     """
     if mesh is None:
         return function
@@ -209,7 +210,6 @@ class Trainer:
         seeds = dict.fromkeys(network.seed for network in self.networks)
         self._states = {s: make_state(task, dataclasses.replace(recipe, seed=s)) for s in seeds}
         self.valid = task.batches("valid", 1, None)
-        self._shared: list[tbptt.Batch] = []  # the validation part, over the devices
         self._sums = jax.jit(self._trace_sums, static_argnames="how")
 
     def fit(
@@ -278,8 +278,11 @@ class Trainer:
         """As `evaluate`, on the validation part; parameters are on all devices."""
         if how != "alone":
             return self.evaluate(params, self.valid, how)
-        self._shared = self._shared or [cluster.share(batch) for batch in self.valid]
-        return self.evaluate(params, self._shared, how)
+        return self.evaluate(params, self._shared_valid, how)
+
+    @functools.cached_property
+    def _shared_valid(self) -> list[tbptt.Batch]:
+        return [cluster.share(batch) for batch in self.valid]
 
     def evaluate(self, params: Params, batches: list[tbptt.Batch], how: How) -> list[Row]:
         """Loss and metrics of each network, as `tbptt.evaluate` returns them."""

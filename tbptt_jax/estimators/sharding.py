@@ -6,6 +6,7 @@ would add them up at every step, or gather the activations of all rows on every 
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
@@ -83,14 +84,10 @@ def by_rows(model: Model, rows: Rows | None) -> Model:
     ) -> Unrolled:
         return run(model, params, carry, xs, Window(xs, None, mask=mask, reset=reset))
 
-    unroll = jax.shard_map(
+    unroll = _on_each(rows)(
         local,
-        mesh=rows.mesh,
         in_specs=(PartitionSpec(), *(spread,) * 4),
         out_specs=(spread, spread, steps_first),
-        axis_names=set(rows.axes),
-        # A cell makes arrays of its own, zeros say, whose devices JAX would have to be told.
-        check_vma=False,
     )
     return model._replace(unroll=unroll)
 
@@ -107,9 +104,6 @@ def estimate_by_rows(estimator: Estimator, model: Model, rows: Rows | None) -> E
     spread, steps_first = _specs(rows)
     of_window: Any = Window(*(spread,) * 5, first=everywhere, fresh=everywhere)
     of_gradient: Any = WindowGradient(everywhere, spread, steps_first, everywhere, spread)
-    spread_over = functools.partial(
-        jax.shard_map, mesh=rows.mesh, axis_names=set(rows.axes), check_vma=False
-    )
 
     def value_and_grad(losses: WindowLoss, params: Params, aux: Tree) -> WindowGradient:
         if losses.rng is not None:
@@ -123,7 +117,7 @@ def estimate_by_rows(estimator: Estimator, model: Model, rows: Rows | None) -> E
             own = own if weights is None else own._replace(weights=weights)
             return _add_up(_own_gradient(estimator, own, params, aux), rows)
 
-        return spread_over(
+        return _on_each(rows)(
             local,
             in_specs=(everywhere, spread, of_window, spread, spread),
             out_specs=of_gradient,
@@ -138,13 +132,21 @@ def estimate_by_rows(estimator: Estimator, model: Model, rows: Rows | None) -> E
         def local(params: Params, carry: Carry, window: Window, aux: Tree) -> tuple:
             return estimator.advance(model, params, carry, window, None, aux)
 
-        return spread_over(
+        return _on_each(rows)(
             local,
             in_specs=(everywhere, spread, of_window, spread),
             out_specs=(spread, steps_first, spread),
         )(params, carry, _traced(window), aux)
 
     return estimator._replace(value_and_grad=value_and_grad, advance=advance)
+
+
+def _on_each(rows: Rows) -> Callable[..., Callable[..., Any]]:
+    """`jax.shard_map` over the devices that hold the rows."""
+    # Unchecked: a cell makes arrays of its own, zeros say, whose devices JAX would have to be told.
+    return functools.partial(
+        jax.shard_map, mesh=rows.mesh, axis_names=set(rows.axes), check_vma=False
+    )
 
 
 def _specs(rows: Rows) -> tuple[Any, Any]:
