@@ -45,7 +45,9 @@ def copy(folder: pathlib.Path) -> None:
             shutil.copy(ROOT / name, folder / name)
 
 
-def run(folder: pathlib.Path, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: pathlib.Path, tests: Iterable[str], *options: str
+) -> subprocess.CompletedProcess[str]:
     """The tests, on the code of the folder."""
     # Without -m the installed package would be tested. A file that is changed and changed back
     # within a second has the time and size that its compiled code is known by.
@@ -58,7 +60,8 @@ def run(folder: pathlib.Path, tests: Iterable[str]) -> subprocess.CompletedProce
             "-q",
             "-p",
             "no:cacheprovider",
-            *map(node_id, tests),
+            *options,
+            *dict.fromkeys(map(node_id, tests)),
         ],
         cwd=folder,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""},
@@ -95,7 +98,7 @@ def try_all(faults: Sequence[Fault]) -> dict[str, Outcome]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         copy(folder)
-        done = run(folder, dict.fromkeys(test for fault in faults for test in fault.tests))
+        done = run(folder, (test for fault in faults for test in fault.tests))
         if done.returncode:
             raise RuntimeError(f"the tests fail without a fault\n{done.stdout}{done.stderr}")
         return {fault.name: try_fault(folder, fault) for fault in tqdm(faults, disable=None)}

@@ -36,7 +36,7 @@ FAULTS = (
         "_rows",
         "math.prod((sharding.mesh.shape[axis] for axis in axes)) == 1",
         "math.prod((sharding.mesh.shape[axis] for axis in axes)) >= 1",
-        ("test_of_an_update_the_gradient_travels_once_and_nothing_else[plain-plan2-marks2]",),
+        ("test_of_an_update_the_gradient_travels_once_and_nothing_else",),
     ),
     Fault(
         "weights between -1 and 0 are taken",
