@@ -99,17 +99,22 @@ class FlaxCell(NamedTuple):
         return shapes_fit and dtypes in ({jnp.dtype("float32")}, {jnp.dtype("float64")})
 
     def _weights(self, cell: GatedCell) -> Weights:
-        """The cell's weights, a half folded into the columns of the gates that are sigmoids."""
-        hidden = cell.dense_h.kernel[...]
-        factors = jnp.where(jnp.array(self.sigmoids), 0.5, 1.0).astype(hidden.dtype)
-        half = jnp.repeat(factors, hidden.shape[0])
-        x, h = (
-            None if layer.bias is None else layer.bias[...] * half
+        x_bias, h_bias = (
+            None if layer.bias is None else layer.bias[...]
             for layer in (cell.dense_i, cell.dense_h)
         )
-        if self.one_sum and h is not None:
-            x, h = (h if x is None else x + h), None
-        return Weights(cell.dense_i.kernel[...] * half[None], hidden * half[None], x, h)
+        return self.folded(cell.dense_i.kernel[...], cell.dense_h.kernel[...], x_bias, h_bias)
+
+    def folded(
+        self, x: jax.Array, h: jax.Array, x_bias: jax.Array | None, h_bias: jax.Array | None
+    ) -> Weights:
+        """The weights, a half folded into the columns of the gates that are sigmoids."""
+        factors = jnp.where(jnp.array(self.sigmoids), 0.5, 1.0).astype(h.dtype)
+        half = jnp.repeat(factors, h.shape[1] // len(self.sigmoids))
+        x_bias, h_bias = (None if bias is None else bias * half for bias in (x_bias, h_bias))
+        if self.one_sum and h_bias is not None:
+            x_bias, h_bias = (h_bias if x_bias is None else x_bias + h_bias), None
+        return Weights(x * half[None], h * half[None], x_bias, h_bias)
 
 
 def sigmoid(t: jax.Array) -> jax.Array:

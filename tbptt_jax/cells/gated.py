@@ -170,7 +170,7 @@ def _forward(
 
     def one(carry: Leaves, inputs: Tree) -> tuple[Leaves, Tree]:
         zx, saved, j = inputs
-        gates = equations.gates(zx, _plus(carry[-1] @ weights.h, weights.h_bias))
+        gates = equations.gates(zx, plus(carry[-1] @ weights.h, weights.h_bias))
         if save:
             saved = _put(saved, gates, j)
             if on_cpu():
@@ -183,7 +183,7 @@ def _forward(
         return new, (new[-1], saved)
 
     def chunk(carry: Leaves, part: Steps) -> tuple[Leaves, Tree]:
-        zx = _plus(part.xs @ weights.x, weights.x_bias)
+        zx = plus(part.xs @ weights.x, weights.x_bias)
         gates = jax.eval_shape(equations.gates, zx[0], zx[0]) if save else None
         saved = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), gates)
 
@@ -329,7 +329,8 @@ def _join(tree: Tree) -> Tree:
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
 
 
-def _plus(z: jax.Array, bias: jax.Array | None) -> jax.Array:
+def plus(z: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """z [..., features] and a bias [features], or no bias."""
     return z if bias is None else z + jnp.expand_dims(bias, range(z.ndim - 1))
 
 
