@@ -1,5 +1,6 @@
 """A network put together: an encoder, recurrent layers with dropout between them, a readout."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from tbptt_jax.cells import gated, scan
+from tbptt_jax.cells.flax_cell import FlaxCell, is_of_one_dtype
 from tbptt_jax.cells.gated import Equations, Leaves, Weights
 from tbptt_jax.cells.scan import Unrolled
-from tbptt_jax.types import Array, Carry, Model, Params, Tree
+from tbptt_jax.types import Array, Carry, Model, Params, Tree, Unroll
 
 # (params, x [B, K, ...], rng) to [B, K, ...].
 Apply: TypeAlias = Callable[[Params, Tree, jax.Array | None], Tree]
@@ -157,7 +159,7 @@ def assemble(
             ),
         )
 
-    def initialize_carry(params: Params, input_shape: Noisy) -> Carry:
+    def initialize_carry(params: Params, input_shape: Any) -> Carry:
         rows = input_shape.x[0]
         return tuple(layer.initial(params, rows) for layer in layers)
 
@@ -181,3 +183,41 @@ def assemble(
         return tuple(ends), x, tuple(stacks)
 
     return Model(initialize_carry, encode_with_noise, step, readout, unroll, vocabulary)
+
+
+def unroll_known(
+    cell: FlaxCell,
+    weights: Callable[[Params], Weights],
+    model: Model,
+    hidden_first: bool = False,
+) -> Unroll:
+    """The unroll of a peer's cell with the equations of one of flax's.
+
+    Args:
+      cell: the one of flax's.
+      weights: from the parameters, the weights of the equations.
+      model: its step runs where the dtypes are mixed.
+      hidden_first: the peer's carry is (h, c).
+    """
+
+    def unroll(
+        params: Params, carry: Carry, xs: jax.Array, mask: Array | None, reset: Array | None
+    ) -> Unrolled:
+        initial = None
+        if reset is not None:
+            initial = model.initialize_carry(params, scan.step_shape(xs))
+        own = weights(params)
+        if is_of_one_dtype((xs, *jax.tree.leaves((carry, own)))):
+            return cell.fused(own, carry, xs, mask, reset, initial, hidden_first)
+        step = lambda carry, x: model.step(params, carry, x)  # noqa: E731
+        return scan.unroll_existing(step, carry, xs, mask, reset, initial)
+
+    return unroll
+
+
+def switches(function: Callable[..., Any], training: bool) -> dict[str, Any]:
+    """The arguments by which a function is told whether it trains, by the names in use."""
+    names = inspect.signature(function).parameters
+    on = {name: training for name in ("train", "training", "is_training") if name in names}
+    off = {name: not training for name in ("deterministic", "inference") if name in names}
+    return {**on, **off}

@@ -191,9 +191,9 @@ def _array(part: str, name: str, tensor: Any) -> jax.Array:
 # ------------------------------------------------------------------------------------------ biases
 
 
-def _bias_names(number: int) -> tuple[str, str, str, str]:
+def _bias_names(number: int) -> list[str]:
     """PyTorch's two of a layer; folded: the one of every gate, and the second one of a GRU's n."""
-    return tuple(f"{name}_l{number}" for name in ("bias_ih", "bias_hh", "bias", "bias_hn"))
+    return [f"{name}_l{number}" for name in ("bias_ih", "bias_hh", "bias", "bias_hn")]
 
 
 def _folded(rnn: Any, arrays: Arrays) -> dict[str, jax.Array]:
@@ -210,11 +210,12 @@ def _folded(rnn: Any, arrays: Arrays) -> dict[str, jax.Array]:
 def _unfolded(rnn: Any, arrays: Arrays) -> dict[str, jax.Array]:
     unfolded = dict(arrays)
     for number in range(rnn.num_layers):
-        names = _bias_names(number)
-        first, second = _biases(arrays, number)
-        unfolded = {name: a for name, a in unfolded.items() if name not in names}
-        unfolded[names[0]] = first
-        unfolded[names[1]] = jnp.zeros_like(first) if second is None else second
+        first, second, one, rest = _bias_names(number)
+        unfolded[first] = unfolded.pop(one)
+        unfolded[second] = jnp.zeros_like(unfolded[first])
+        if rest in unfolded:
+            other = unfolded.pop(rest)
+            unfolded[second] = unfolded[second].at[-other.size :].set(other)
     return unfolded
 
 

@@ -5,7 +5,7 @@ between them. sigmoid(z) = (1 + tanh(z / 2)) / 2, with the half folded into the 
 gate is a tanh of a projection.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -60,12 +60,7 @@ class FlaxCell(NamedTuple):
             return scan.scan_cell(cell, carry, xs, mask, reset)
         initial = initial_for_resets(cell, xs, reset)
         if self._fits(cell, carry, xs):
-            leaves, structure = jax.tree.flatten(carry)
-            start = None if initial is None else tuple(jax.tree.leaves(initial))
-            end, ys, carries = gated.unroll(
-                self.equations, self._weights(cell), tuple(leaves), xs, mask, reset, start
-            )
-            return structure.unflatten(end), ys, structure.unflatten(carries)
+            return self.fused(self._weights(cell), carry, xs, mask, reset, initial)
         projected = SimpleNamespace(
             dense_i=lambda x: x,
             dense_h=cell.dense_h,
@@ -77,6 +72,25 @@ class FlaxCell(NamedTuple):
             return self.flax.__call__(projected, carry, x)  # pyright: ignore[reportArgumentType]
 
         return scan.unroll_existing(step, carry, cell.dense_i(xs), mask, reset, initial)
+
+    def fused(
+        self,
+        weights: Weights,
+        carry: Carry,
+        xs: jax.Array,
+        mask: Array | None,
+        reset: Array | None,
+        initial: Carry,
+        hidden_first: bool = False,
+    ) -> Unrolled:
+        """Run by the fused scan; `hidden_first`: the carry is (h, c) instead of (c, h)."""
+        order = -1 if hidden_first else 1
+        leaves, structure = jax.tree.flatten(carry)
+        start = None if initial is None else tuple(jax.tree.leaves(initial)[::order])
+        end, ys, carries = gated.unroll(
+            self.equations, weights, tuple(leaves[::order]), xs, mask, reset, start
+        )
+        return structure.unflatten(end[::order]), ys, structure.unflatten(carries[::order])
 
     def _fits(self, cell: GatedCell, carry: Carry, xs: Tree) -> bool:
         """Whether the equations give the numbers of the cell's step; `dense_i` is plain."""
@@ -94,9 +108,8 @@ class FlaxCell(NamedTuple):
             and all(leaf.shape == (*step_shape(xs)[:-1], width) for leaf in leaves)
         )
         arrays = xs, *leaves, *jax.tree.leaves([nnx.state(layer, nnx.Param) for layer in layers])
-        dtypes = {a.dtype for a in arrays}
-        dtypes |= {jnp.dtype(layer.dtype or xs.dtype) for layer in layers}
-        return shapes_fit and dtypes in ({jnp.dtype("float32")}, {jnp.dtype("float64")})
+        computed = {jnp.dtype(layer.dtype or xs.dtype) for layer in layers}
+        return shapes_fit and computed == {xs.dtype} and is_of_one_dtype(arrays)
 
     def _weights(self, cell: GatedCell) -> Weights:
         x_bias, h_bias = (
@@ -115,6 +128,11 @@ class FlaxCell(NamedTuple):
         if self.one_sum and h_bias is not None:
             x_bias, h_bias = (h_bias if x_bias is None else x_bias + h_bias), None
         return Weights(x * half[None], h * half[None], x_bias, h_bias)
+
+
+def is_of_one_dtype(arrays: Iterable[Array]) -> bool:
+    """Whether all are float32 or all float64, which the fused scan is for."""
+    return {a.dtype for a in arrays} in ({jnp.dtype("float32")}, {jnp.dtype("float64")})
 
 
 def sigmoid(t: jax.Array) -> jax.Array:
