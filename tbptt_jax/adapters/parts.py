@@ -1,4 +1,4 @@
-"""A network put together: an encoder, recurrent layers with dropout between them, a readout."""
+"""What the adapters have in common: recurrent layers in a row, and cells that are known."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,7 +18,10 @@ Apply: TypeAlias = Callable[[Params, Tree, jax.Array | None], Tree]
 
 
 class Layer(Protocol):
-    """A recurrent layer over parameters of a peer's layout."""
+    """A layer over parameters of a peer's layout.
+
+    Its carry is a tuple of arrays [B, ...], the last of which is its output; or it is empty.
+    """
 
     @property
     def width(self) -> int:
@@ -63,7 +66,7 @@ class Fused(NamedTuple):
     def step(self, params: Params, carry: Leaves, x: jax.Array) -> tuple[Leaves, jax.Array]:
         """As `Model.step`."""
         weights, equations = self.weights(params), self.equations
-        zx = gated.plus(x @ weights.x, weights.x_bias)
+        zx = gated.plus(x.astype(weights.x.dtype) @ weights.x, weights.x_bias)
         zh = gated.plus(carry[-1] @ weights.h, weights.h_bias)
         new = equations.step(carry, equations.gates(zx, zh))
         return new, new[-1]
@@ -72,8 +75,10 @@ class Fused(NamedTuple):
         self, params: Params, carry: Leaves, xs: jax.Array, mask: Array | None, reset: Array | None
     ) -> Unrolled:
         """As `Model.unroll`."""
+        weights = self.weights(params)
         initial = None if reset is None else self.initial(params, xs.shape[0])
-        return gated.unroll(self.equations, self.weights(params), carry, xs, mask, reset, initial)
+        xs = xs.astype(weights.x.dtype)
+        return gated.unroll(self.equations, weights, carry, xs, mask, reset, initial)
 
 
 class Scanned(NamedTuple):
@@ -107,82 +112,136 @@ class Scanned(NamedTuple):
         return scan.unroll_existing(step, carry, xs, mask, reset, initial)
 
 
-class Noisy(NamedTuple):
-    """Encoded inputs with what dropout multiplies the inputs of the later layers by.
+class Pointwise(NamedTuple):
+    """A layer of one step, between recurrent layers: its carry is empty.
+
+    Attributes:
+      width: features of its output.
+      function: `(params, x) -> y`, of [B, features] and of [B, K, features].
+    """
+
+    width: int
+    function: Callable[[Params, jax.Array], jax.Array]
+
+    def initial(self, params: Params, rows: int) -> Leaves:
+        """Nothing."""
+        return ()
+
+    def step(self, params: Params, carry: Leaves, x: jax.Array) -> tuple[Leaves, jax.Array]:
+        """As `Model.step`."""
+        return (), self.function(params, x)
+
+    def unroll(
+        self, params: Params, carry: Leaves, xs: jax.Array, mask: Array | None, reset: Array | None
+    ) -> Unrolled:
+        """As `Model.unroll`."""
+        return (), self.function(params, xs), ()
+
+
+class Noise(NamedTuple):
+    """Dropout of the inputs of a layer, in training.
+
+    Attributes:
+      rate: how probably a number is dropped.
+      whole: the same numbers at every step of a window.
+    """
+
+    rate: float
+    whole: bool = False
+
+
+class Encoded(NamedTuple):
+    """What the layers read of a window.
 
     Attributes:
       x: [B, K, features].
-      factors: one array [B, K, width] for each gap between layers; none: no dropout.
+      exists: bool [B, K], of a network that masks steps by their inputs: elsewhere the carry and
+        the output are held; None: it does not.
+      factors: for each layer, what its inputs are multiplied by, [B, K, features]; None: nothing.
     """
 
     x: Any
-    factors: tuple[Any, ...] = ()
+    exists: Any
+    factors: tuple[Any, ...]
 
 
 def dropped(x: jax.Array, rate: float, rng: jax.Array) -> jax.Array:
     """x with each number dropped with this probability, the others scaled up."""
-    return x * factors(rng, rate, x.shape, x.dtype)
+    return x * _factors(rng, rate, x.shape, x.dtype)
 
 
-def factors(rng: jax.Array, rate: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """0 with probability `rate`, 1 / (1 - rate) otherwise; all 0 at a rate of 1."""
+def _factors(rng: jax.Array, rate: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """0 with probability `rate`, 1 / (1 - rate) otherwise."""
     kept = jax.random.bernoulli(rng, 1 - rate, shape)
-    return jnp.where(kept, 1 / max(1 - rate, 1e-30), 0).astype(dtype)
+    return jnp.where(kept, 1 / (1 - rate) if rate < 1 else 0, 0).astype(dtype)
 
 
 def assemble(
-    encode: Apply,
+    encode: Callable[[Params, Tree, jax.Array | None], tuple[jax.Array, jax.Array | None]],
     layers: Sequence[Layer],
+    noise: Sequence[Sequence[Noise]],
     readout: Apply,
-    dropout: float = 0,
     vocabulary: int | None = None,
 ) -> Model:
     """A model of these parts.
 
     Args:
-      encode, readout: functions of the network's parameters; their rng is None outside of training.
-      layers: at least one; functions of the network's parameters too.
-      dropout: of the outputs of every layer but the last one, in training.
+      encode: from the inputs to `Encoded.x` and `Encoded.exists`.
+      layers: at least one.
+      noise: of the inputs of each layer.
+      readout: as `Model.readout`.
       vocabulary: as `Model.vocabulary`.
     """
 
-    def encode_with_noise(params: Params, inputs: Tree, rng: jax.Array | None) -> Noisy:
-        if rng is None or not dropout:
-            return Noisy(encode(params, inputs, rng))
-        own, *keys = jax.random.split(rng, len(layers))
-        x = encode(params, inputs, own)
-        return Noisy(
-            x,
-            tuple(
-                factors(key, dropout, (*x.shape[:2], layer.width), x.dtype)
-                for key, layer in zip(keys, layers[:-1], strict=True)
-            ),
-        )
+    def draw(rng: jax.Array, x: jax.Array, number: int) -> jax.Array | None:
+        width = layers[number - 1].width if number else x.shape[-1]
+        product = None
+        for i, (rate, whole) in enumerate(noise[number]):
+            shape = (x.shape[0], 1 if whole else x.shape[1], width)
+            key = jax.random.fold_in(jax.random.fold_in(rng, number), i)
+            one = jnp.broadcast_to(_factors(key, rate, shape, x.dtype), (*x.shape[:2], width))
+            product = one if product is None else product * one
+        return product
+
+    def encode_all(params: Params, inputs: Tree, rng: jax.Array | None) -> Encoded:
+        if rng is None:
+            return Encoded(*encode(params, inputs, None), (None,) * len(layers))
+        own, drawn = jax.random.split(rng)
+        x, exists = encode(params, inputs, own)
+        return Encoded(x, exists, tuple(draw(drawn, x, i) for i in range(len(layers))))
 
     def initialize_carry(params: Params, input_shape: Any) -> Carry:
         rows = input_shape.x[0]
         return tuple(layer.initial(params, rows) for layer in layers)
 
-    def step(params: Params, carry: Carry, inputs: Noisy) -> tuple[Carry, jax.Array]:
-        new, x = [], inputs.x
-        for i, (layer, c) in enumerate(zip(layers, carry, strict=True)):
-            x = x if i == 0 or not inputs.factors else x * inputs.factors[i - 1]
-            c, x = layer.step(params, c, x)
-            new.append(c)
-        return tuple(new), x
+    def step(params: Params, carry: Carry, inputs: Encoded) -> tuple[Carry, jax.Array]:
+        x, exists, factors = inputs
+        carries = []
+        for layer, before, factor in zip(layers, carry, factors, strict=True):
+            after, x = layer.step(params, before, x if factor is None else x * factor)
+            if exists is not None and after:
+                after = scan.select(exists, after, before)
+                x = after[-1]
+            carries.append(after)
+        return tuple(carries), x
 
     def unroll(
-        params: Params, carry: Carry, inputs: Noisy, mask: Array | None, reset: Array | None
+        params: Params, carry: Carry, inputs: Encoded, mask: Array | None, reset: Array | None
     ) -> Unrolled:
-        ends, stacks, x = [], [], inputs.x
-        for i, (layer, c) in enumerate(zip(layers, carry, strict=True)):
-            x = x if i == 0 or not inputs.factors else x * inputs.factors[i - 1]
-            end, x, stack = layer.unroll(params, c, x, mask, reset)
+        x, exists, factors = inputs
+        if exists is not None:
+            mask = exists if mask is None else exists & mask
+        ends, carries = [], []
+        for layer, before, factor in zip(layers, carry, factors, strict=True):
+            x = x if factor is None else x * factor
+            end, x, after = layer.unroll(params, before, x, mask, reset)
+            if exists is not None and after:
+                x = jnp.swapaxes(after[-1], 0, 1)
             ends.append(end)
-            stacks.append(stack)
-        return tuple(ends), x, tuple(stacks)
+            carries.append(after)
+        return tuple(ends), x, tuple(carries)
 
-    return Model(initialize_carry, encode_with_noise, step, readout, unroll, vocabulary)
+    return Model(initialize_carry, encode_all, step, readout, unroll, vocabulary)
 
 
 def unroll_known(

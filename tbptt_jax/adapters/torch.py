@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tbptt_jax.adapters.parts import Apply, Fused, Layer, Scanned, assemble, dropped
+from tbptt_jax.adapters.parts import Fused, Layer, Noise, Scanned, assemble, dropped
 from tbptt_jax.cells import gru, lstm, simple
 from tbptt_jax.cells.gated import Leaves, Weights, plus
 from tbptt_jax.types import Model, Params, Tree
@@ -55,18 +55,15 @@ def from_torch(
     read, encode = _function("readout", readout), _function("encoder", encoder)
     places = _places(modules, fold_biases)
 
-    def part(name: str, function: Function) -> Apply:
-        return lambda params, x, rng: function(places.arrays(params, name), x, rng)
-
     model = assemble(
-        part("encoder", encode),
+        lambda params, x, rng: (encode(places.arrays(params, "encoder"), x, rng), None),
         [
             _layer(rnn, number, functools.partial(places.arrays, part="rnn"))
             for number in range(rnn.num_layers)
         ],
-        part("readout", read),
-        dropout=rnn.dropout,
-        vocabulary=_vocabulary(encoder),
+        [()] + [(Noise(rnn.dropout),) if rnn.dropout else ()] * (rnn.num_layers - 1),
+        lambda params, y, rng: read(places.arrays(params, "readout"), y, rng),
+        _vocabulary(encoder),
     )
     return model, places.params
 

@@ -18,7 +18,12 @@ import numpy as np
 from flax import nnx
 
 # Their globals are many, and hold no layers of a user's.
-_LIBRARIES = {"builtins", "flax", "functools", "jax", "jaxlib", "math", "numpy", "optax", "typing"}
+_LIBRARIES = {
+    *("builtins", "flax", "functools", "jax", "jaxlib", "keras", "math", "numpy", "optax"),
+    *("torch", "typing"),
+}
+# Their objects hold no layers of nnx, and reach thousands of others.
+_PEERS = {"haiku", "keras", "torch"}
 _PLAIN = (
     *(str, bytes, bool, int, float, complex, type(None), range, slice, np.ndarray, np.generic),
     *(np.dtype, jax.Array, jax.ShapeDtypeStruct, nnx.GraphDef),
@@ -126,6 +131,8 @@ class _Search:
         elif isinstance(value, functools.partial):
             held = value.func, *value.args, *value.keywords.values()
             yield from (("an argument of a partial", v) for v in held)
+        elif _root(type(value).__module__) in _PEERS:
+            return
         elif not isinstance(value, type | types.ModuleType):
             if isinstance(value, types.FunctionType):
                 yield from self._function(value)
@@ -180,7 +187,11 @@ def _members(value: object, places: Iterable[object], names: set[str]) -> Iterat
 
 
 def _is_library(module: str | None) -> bool:
-    return (module or "").split(".")[0] in _LIBRARIES
+    return _root(module or "") in _LIBRARIES
+
+
+def _root(module: str) -> str:
+    return module.split(".")[0]
 
 
 def _holds_variables(value: object) -> bool:

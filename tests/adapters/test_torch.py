@@ -203,7 +203,9 @@ def test_dropout_is_between_the_layers_and_in_training_alone():
     rng = jax.random.key(1)
     value, grads = tbptt.window_value_and_grad(model, loss, params, None, window, rng=rng)
     encode_rng, _ = jax.random.split(rng)
-    noise = [torch.as_tensor(np.array(f)) for f in model.encode(params, b.inputs, encode_rng)[1]]
+    none, *factors = model.encode(params, b.inputs, encode_rng).factors
+    assert none is None
+    noise = [torch.as_tensor(np.array(factor)) for factor in factors]
     assert [set(np.unique(f.numpy())) for f in noise] == [{0, 1 / 0.6}] * 2
     x = parts["encoder"](torch.as_tensor(b.inputs)).transpose(0, 1)
     for layer in range(3):
