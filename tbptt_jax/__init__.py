@@ -1,6 +1,6 @@
 """Truncated backpropagation through time for JAX and Flax: exact, tested, fast."""
 
-from tbptt_jax import data
+from tbptt_jax import adapters, data
 from tbptt_jax.cells.lstm import LSTM
 from tbptt_jax.cells.unroll_check import check_unroll
 from tbptt_jax.checkpoints.manager import Checkpoints, Saved
@@ -48,6 +48,7 @@ __all__ = [
     "WindowPlace",
     "WindowValue",
     "accumulate",
+    "adapters",
     "check_unroll",
     "compare_gradients",
     "credit_by_lag",

@@ -82,8 +82,10 @@ def test_all_python_of_a_page_is_an_example(page):
 def test_the_api_pages_hold_every_public_name_once():
     pages = "".join(text_of(page) for page in PAGES if page.startswith("api/"))
     found = collections.Counter(re.findall(r"^::: tbptt_jax\.(\S+)$", pages, re.MULTILINE))
-    data = [f"data.{name}" for name in tbptt_jax.data.__all__]
-    assert found == collections.Counter([*tbptt_jax.__all__, *data]) - collections.Counter(["data"])
+    rooms = {"adapters": tbptt_jax.adapters, "data": tbptt_jax.data}
+    names = [name for name in tbptt_jax.__all__ if name not in rooms]
+    names += [f"{room}.{name}" for room, module in rooms.items() for name in module.__all__]
+    assert found == collections.Counter(names)
 
 
 def test_the_references_are_those_of_the_bibtex_file():

@@ -14,6 +14,7 @@ LIBRARY, OTHERS = "tbptt_jax", ("experiments", "tests", "benchmarks")
 # From the ground up: a room imports from those before it.
 ROOMS = (
     *("version", "types", "arguments", "axes", "processes", "sums", "cells", "models"),
+    "adapters",
     *(
         "estimators",
         "plans",

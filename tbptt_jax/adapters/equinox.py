@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tbptt_jax.adapters.parts import unroll_known
+from tbptt_jax.adapters.parts import Apply, unroll_known
 from tbptt_jax.cells import gru, lstm
 from tbptt_jax.cells.flax_cell import FlaxCell
 from tbptt_jax.cells.gated import Weights
@@ -49,13 +49,7 @@ def from_equinox(
 
     known = _known(cell)
     if initial is None:
-        if known is None:
-            raise TypeError(
-                f"from_equinox: initial must be given for a {type(cell).__name__}: the carry of "
-                "one sequence before its first step"
-            )
-        zero = jnp.zeros(cell.hidden_size, cell.weight_hh.dtype)
-        initial = (zero, zero) if known is lstm.CELL else zero
+        initial = _zeros(cell, known)
     # The fused scan gives the hidden state at every step.
     fused = known if output is None else None
     if output is None:
@@ -67,19 +61,6 @@ def from_equinox(
     def merge(params: Params, name: str, training: bool) -> Any:
         own = params.get(name, arrays[name][0])
         return eqx.nn.inference_mode(eqx.combine(own, arrays[name][1]), value=not training)
-
-    def layer(name: str) -> Callable[[Params, Tree, jax.Array | None], Tree]:
-        if parts[name] is None:
-            return lambda params, x, rng: x
-
-        def apply(params: Params, x: Tree, rng: jax.Array | None) -> Tree:
-            module = merge(params, name, rng is not None)
-            if rng is None or not _takes_key(module):
-                return jax.vmap(jax.vmap(module))(x)
-            keys = jax.random.split(rng, jax.tree.leaves(x)[0].shape[:2])
-            return jax.vmap(jax.vmap(lambda x, key: module(x, key=key)))(x, keys)
-
-        return apply
 
     def initialize_carry(params: Params, input_shape: tuple[int, ...]) -> Carry:
         rows = jax.tree.leaves(input_shape)[0]
@@ -95,13 +76,43 @@ def from_equinox(
         carry = jax.vmap(lambda x, c, key: module(x, c, key=key))(x, carry, keys)
         return carry, jax.vmap(output)(carry)
 
-    model = Model(initialize_carry, layer("encoder"), step, layer("readout"))
+    encode, read = (
+        _layer(None if parts[name] is None else functools.partial(merge, name=name))
+        for name in ("encoder", "readout")
+    )
+    model = Model(initialize_carry, encode, step, read)
     if fused is not None:
         weights = functools.partial(_weights, fused)
         model = model._replace(unroll=unroll_known(fused, weights, model, hidden_first=True))
     elif known is None and _takes_key(cell):
         model = model._replace(random_step=random_step)
     return model, params
+
+
+def _layer(merge: Callable[..., Any] | None) -> Apply:
+    """An encoder or a readout, mapped over rows and steps."""
+    if merge is None:
+        return lambda params, x, rng: x
+
+    def apply(params: Params, x: Tree, rng: jax.Array | None) -> Tree:
+        module = merge(params, training=rng is not None)
+        if rng is None or not _takes_key(module):
+            return jax.vmap(jax.vmap(module))(x)
+        keys = jax.random.split(rng, jax.tree.leaves(x)[0].shape[:2])
+        return jax.vmap(jax.vmap(lambda x, key: module(x, key=key)))(x, keys)
+
+    return apply
+
+
+def _zeros(cell: Any, known: FlaxCell | None) -> Carry:
+    """The carry of one of Equinox's cells before the first step."""
+    if known is None:
+        raise TypeError(
+            f"from_equinox: initial must be given for a {type(cell).__name__}: the carry of one "
+            "sequence before its first step"
+        )
+    zero = jnp.zeros(cell.hidden_size, cell.weight_hh.dtype)
+    return (zero, zero) if known is lstm.CELL else zero
 
 
 def _hidden_state(carry: Carry) -> Tree:

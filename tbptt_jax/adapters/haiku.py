@@ -1,12 +1,13 @@
 """Cores and modules of Haiku."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tbptt_jax.adapters.parts import switches
+from tbptt_jax.adapters.parts import Apply, switches
 from tbptt_jax.types import Carry, Model, Params, Tree
 
 # What makes a module; Haiku's modules are made inside of a transformed function.
@@ -46,22 +47,10 @@ def from_haiku(
     """
     import haiku as hk
 
-    def call(make: Make) -> Callable[..., Tree]:
-        def run(training: bool, *arguments: Tree) -> Tree:
-            module = make()
-            return module(*arguments, **switches(module, training))
-
-        return run
-
     start = hk.transform(lambda rows: core().initial_state(rows))
-
-    def one_step(training: bool, carry: Carry, x: Tree) -> tuple[Carry, Tree]:
-        y, carry = call(core)(training, x, carry)
-        return carry, y
-
-    step = hk.transform(one_step)
+    step = hk.transform(functools.partial(_one_step, core))
     layers = {
-        name: None if make is None else hk.transform(call(make))
+        name: None if make is None else hk.transform(functools.partial(_call, make))
         for name, make in (("encoder", encoder), ("readout", readout))
     }
     if params is None:
@@ -73,14 +62,14 @@ def from_haiku(
         rows = jax.tree.leaves(input_shape)[0]
         return start.apply(params.get("core", {}), None, rows)
 
-    def layer(name: str) -> Callable[[Params, Tree, jax.Array | None], Tree]:
+    def random_step(params: Params, carry: Carry, x: Tree, rng: jax.Array) -> tuple[Carry, Tree]:
+        return step.apply(params.get("core", {}), rng, True, carry, x)
+
+    def layer(name: str) -> Apply:
         function = layers[name]
         if function is None:
             return lambda params, x, rng: x
         return lambda params, x, rng: function.apply(params.get(name, {}), rng, rng is not None, x)
-
-    def random_step(params: Params, carry: Carry, x: Tree, rng: jax.Array) -> tuple[Carry, Tree]:
-        return step.apply(params.get("core", {}), rng, True, carry, x)
 
     model = Model(
         initialize_carry,
@@ -91,6 +80,16 @@ def from_haiku(
     if _is_told(core):
         model = model._replace(random_step=random_step)
     return model, params
+
+
+def _call(make: Make, training: bool, *arguments: Tree) -> Tree:
+    module = make()
+    return module(*arguments, **switches(module, training))
+
+
+def _one_step(core: Make, training: bool, carry: Carry, x: Tree) -> tuple[Carry, Tree]:
+    y, carry = _call(core, training, x, carry)
+    return carry, y
 
 
 def _is_told(make: Make) -> bool:

@@ -4,10 +4,9 @@ Keras' gates are in the order i, f, c, o (LSTM), as flax's are, and z, r, h (GRU
 An LSTM has one bias, a GRU two. Dropout of a recurrent layer drops the same inputs at every step.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,8 @@ def from_keras(model: Any) -> tuple[Model, Params]:
             "KERAS_BACKEND=jax before keras is imported"
         )
     before, between, behind = _parts(model)
-    constants = {name: arrays for name, (_, arrays) in _weights(model).items()}
+    constants = {one.name: _arrays(one, one.non_trainable_variables) for one in model.layers}
+    params = {one.name: _arrays(one, one.trainable_variables) for one in model.layers}
 
     def arrays_of(params: Params, layer: Any) -> Arrays:
         return {**constants[layer.name], **params.get(layer.name, {})}
@@ -76,8 +76,8 @@ def from_keras(model: Any) -> tuple[Model, Params]:
     vocabulary = (
         before[0].input_dim if before and type(before[0]) is keras.layers.Embedding else None
     )
-    params = {name: trained for name, (trained, _) in _weights(model).items() if trained}
-    return assemble(encode, layers, noise, readout, vocabulary), params
+    functions = assemble(encode, layers, noise, readout, vocabulary)
+    return functions, {name: arrays for name, arrays in params.items() if arrays}
 
 
 def to_keras(params: Params, model: Any) -> None:
@@ -166,15 +166,9 @@ def _check(layer: Any) -> None:
             )
 
 
-def _weights(model: Any) -> dict[str, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-    """Of each layer the trainable weights and the others, without the seeds of its dropout."""
-    return {
-        layer.name: tuple(
-            {_name(layer, v): jnp.array(np.asarray(v.value)) for v in variables if not _is_seed(v)}
-            for variables in (layer.trainable_variables, layer.non_trainable_variables)
-        )
-        for layer in model.layers
-    }
+def _arrays(layer: Any, variables: Sequence[Any]) -> dict[str, jax.Array]:
+    """Weights of a layer by their names, without the seeds of its dropout."""
+    return {_name(layer, v): jnp.array(np.asarray(v.value)) for v in variables if not _is_seed(v)}
 
 
 def _name(layer: Any, variable: Any) -> str:
@@ -217,31 +211,34 @@ def _layers(
     between: Sequence[Any], arrays_of: Callable[[Params, Any], Arrays]
 ) -> tuple[list[Layer], list[list[Noise]]]:
     """The layers of the core, and the noise of the inputs of each."""
-    import keras
-
     layers, noise, waiting = [], [], []
     for layer in between:
-        if type(layer) in (keras.layers.Dropout, keras.layers.SpatialDropout1D):
-            if (
-                getattr(layer, "noise_shape", None) is not None
-                and type(layer) is keras.layers.Dropout
-            ):
-                raise ValueError(
-                    f"from_keras: layer {layer.name!r} must have noise_shape=None, got "
-                    f"{layer.noise_shape}"
-                )
-            waiting.append(Noise(layer.rate, type(layer) is keras.layers.SpatialDropout1D))
-            continue
-        own = functools.partial(arrays_of, layer=layer)
+        dropped = _noise(layer)
+        if dropped is not None:
+            waiting.append(dropped)
         if hasattr(layer, "cell"):
-            if layer.dropout:
-                waiting.append(Noise(layer.dropout, whole=True))
-            layers.append(_recurrent(layer, own))
+            layers.append(_recurrent(layer, lambda params, layer=layer: arrays_of(params, layer)))
+        elif dropped is None:
+            layers.append(_pointwise(layer, lambda params, layer=layer: arrays_of(params, layer)))
         else:
-            layers.append(_pointwise(layer, own))
+            continue
         noise.append([one for one in waiting if one.rate])
         waiting = []
     return layers, noise
+
+
+def _noise(layer: Any) -> Noise | None:
+    """The dropout that a layer is, or has of its inputs; None: neither."""
+    import keras
+
+    kinds = keras.layers
+    if type(layer) is kinds.Dropout and layer.noise_shape is not None:
+        raise ValueError(
+            f"from_keras: layer {layer.name!r} must have noise_shape=None, got {layer.noise_shape}"
+        )
+    if type(layer) in (kinds.Dropout, kinds.SpatialDropout1D):
+        return Noise(layer.rate, whole=type(layer) is kinds.SpatialDropout1D)
+    return Noise(layer.dropout, whole=True) if hasattr(layer, "cell") else None
 
 
 def _pointwise(layer: Any, own: Callable[[Params], Arrays]) -> Layer:
@@ -255,23 +252,14 @@ def _pointwise(layer: Any, own: Callable[[Params], Arrays]) -> Layer:
             f"from_keras: between recurrent layers a layer must be Dense, LayerNormalization, an "
             f"activation or dropout, got {type(layer).__name__} {layer.name!r}"
         )
-    return Pointwise(layer.output.shape[-1], lambda params, x: _call(layer, own(params), x, None))
-
-
-class _Cell(NamedTuple):
-    """What is known of a recurrent layer's weights."""
-
-    carries: int
-    equations: Any
-    weights: Callable[[Arrays], Weights]
+    features: Any = layer.output
+    return Pointwise(features.shape[-1], lambda params, x: _call(layer, own(params), x, None))
 
 
 def _recurrent(layer: Any, own: Callable[[Params], Arrays]) -> Layer:
-    known = _known(layer)
+    known = _known(layer, own)
     if known is not None:
-        return Fused(
-            layer.units, known.carries, known.equations, lambda params: known.weights(own(params))
-        )
+        return known
     cell = layer.cell
     names = [_name(layer, v) for v in cell.trainable_variables]
     others = cell.non_trainable_variables
@@ -289,39 +277,32 @@ def _recurrent(layer: Any, own: Callable[[Params], Arrays]) -> Layer:
     return Scanned(layer.units, (layer.units,) * count, step)
 
 
-def _known(layer: Any) -> _Cell | None:
-    """The equations of a layer that the fused scan has; None: it has none."""
+def _known(layer: Any, own: Callable[[Params], Arrays]) -> Fused | None:
+    """The layer by the fused scan; None: that has not its equations."""
     import keras
 
-    activations = keras.activations
-    name = type(layer).__name__
+    activations, kinds = keras.activations, keras.layers
     gates = getattr(layer, "recurrent_activation", activations.sigmoid)
     if layer.activation is not activations.tanh or gates is not activations.sigmoid:
         return None
     prefix = f"{layer.cell.name}/"
 
-    def get(arrays: Arrays) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        kernels = (arrays[f"{prefix}{kind}kernel"] for kind in ("", "recurrent_"))
-        return *kernels, arrays.get(f"{prefix}bias")
+    def get(params: Params) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        arrays = own(params)
+        x, h = (arrays[f"{prefix}{kind}kernel"] for kind in ("", "recurrent_"))
+        return x, h, arrays.get(f"{prefix}bias")
 
-    def of_lstm(arrays: Arrays) -> Weights:
-        x, h, bias = get(arrays)
-        return lstm.CELL.folded(x, h, bias, None)
-
-    def of_gru(arrays: Arrays) -> Weights:
-        x, h, bias = get(arrays)
+    def of_gru(params: Params) -> Weights:
+        x, h, bias = get(params)
         x_bias, h_bias = (None, None) if bias is None else map(_reset_first, bias)
         return gru.CELL.folded(_reset_first(x), _reset_first(h), x_bias, h_bias)
 
-    def of_simple(arrays: Arrays) -> Weights:
-        x, h, bias = get(arrays)
-        return Weights(x, h, bias, None)
-
-    if name == "LSTM":
-        return _Cell(2, lstm.CELL.equations, of_lstm)
-    if name == "SimpleRNN":
-        return _Cell(1, simple.TANH, of_simple)
-    return _Cell(1, gru.CELL.equations, of_gru) if layer.reset_after else None
+    if type(layer) is kinds.LSTM:
+        fold = lstm.CELL.folded
+        return Fused(layer.units, 2, lstm.CELL.equations, lambda params: fold(*get(params), None))
+    if type(layer) is kinds.SimpleRNN:
+        return Fused(layer.units, 1, simple.TANH, lambda params: Weights(*get(params), None))
+    return Fused(layer.units, 1, gru.CELL.equations, of_gru) if layer.reset_after else None
 
 
 def _reset_first(columns: jax.Array) -> jax.Array:

@@ -176,6 +176,17 @@ def _factors(rng: jax.Array, rate: float, shape: tuple[int, ...], dtype: Any) ->
     return jnp.where(kept, 1 / (1 - rate) if rate < 1 else 0, 0).astype(dtype)
 
 
+def _product(rng: jax.Array, noise: Sequence[Noise], x: jax.Array, width: int) -> jax.Array | None:
+    """What the inputs of a layer are multiplied by, [B, K, width]; x is [B, K, ...]."""
+    product = None
+    for number, (rate, whole) in enumerate(noise):
+        shape = x.shape[0], 1 if whole else x.shape[1], width
+        one = _factors(jax.random.fold_in(rng, number), rate, shape, x.dtype)
+        one = jnp.broadcast_to(one, (*x.shape[:2], width))
+        product = one if product is None else product * one
+    return product
+
+
 def assemble(
     encode: Callable[[Params, Tree, jax.Array | None], tuple[jax.Array, jax.Array | None]],
     layers: Sequence[Layer],
@@ -192,23 +203,16 @@ def assemble(
       readout: as `Model.readout`.
       vocabulary: as `Model.vocabulary`.
     """
-
-    def draw(rng: jax.Array, x: jax.Array, number: int) -> jax.Array | None:
-        width = layers[number - 1].width if number else x.shape[-1]
-        product = None
-        for i, (rate, whole) in enumerate(noise[number]):
-            shape = (x.shape[0], 1 if whole else x.shape[1], width)
-            key = jax.random.fold_in(jax.random.fold_in(rng, number), i)
-            one = jnp.broadcast_to(_factors(key, rate, shape, x.dtype), (*x.shape[:2], width))
-            product = one if product is None else product * one
-        return product
+    widths = [layer.width for layer in layers]
 
     def encode_all(params: Params, inputs: Tree, rng: jax.Array | None) -> Encoded:
         if rng is None:
             return Encoded(*encode(params, inputs, None), (None,) * len(layers))
         own, drawn = jax.random.split(rng)
         x, exists = encode(params, inputs, own)
-        return Encoded(x, exists, tuple(draw(drawn, x, i) for i in range(len(layers))))
+        drawn = [jax.random.fold_in(drawn, i) for i in range(len(layers))]
+        before = [x.shape[-1], *widths[:-1]]
+        return Encoded(x, exists, tuple(map(_product, drawn, noise, [x] * len(layers), before)))
 
     def initialize_carry(params: Params, input_shape: Any) -> Carry:
         rows = input_shape.x[0]
