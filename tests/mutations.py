@@ -109,6 +109,10 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="parts of names of faults; none: all faults")
     names = parser.parse_args().names
     chosen = [f for f in FAULTS if not names or any(name in f.name for name in names)]
+    left_out = [f.name for f in chosen if not f.can_be_tried()]
+    if left_out:
+        print(f"not tried, for want of a package: {', '.join(left_out)}")
+    chosen = [f for f in chosen if f.can_be_tried()]
     if not chosen:
         parser.error(f"no fault is called so; there are: {', '.join(f.name for f in FAULTS)}")
     outcomes = try_all(chosen)

@@ -98,7 +98,7 @@ NOISY = eqx.nn.Sequential([eqx.nn.Linear(FEATURES, FEATURES, key=KEYS[3]), eqx.n
 
 
 @pytest.mark.parametrize("parts", [{"encoder": NOISY}, {}])
-def test_random_numbers_are_of_the_training_alone(parts):
+def test_random_numbers_of_equinox_are_of_the_training_alone(parts):
     b = batch()
     cell, more = (CELLS["gru"], {}) if parts else (Custom(KEYS[0], 0.5), MORE["custom"])
     model, params = from_equinox(cell, readout=READOUT, **parts, **more)

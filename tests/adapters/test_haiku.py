@@ -105,7 +105,7 @@ class Dropped(hk.Module):
 
 
 @pytest.mark.parametrize(("core", "encode"), [(CORES["gru"], Dropped), (Noisy, None)])
-def test_random_numbers_are_of_the_training_alone(core, encode):
+def test_random_numbers_of_haiku_are_of_the_training_alone(core, encode):
     b = batch()
     model, params = from_haiku(
         core, encoder=encode, readout=readout, inputs=b.inputs.astype(np.float32)

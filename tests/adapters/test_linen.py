@@ -136,7 +136,7 @@ class Noisy(nn.RNNCellBase):
 
 
 @pytest.mark.parametrize(("cell", "encoder"), [(CELLS["gru"], Dropped()), (Noisy(), None)])
-def test_random_numbers_are_of_the_training_alone(cell, encoder):
+def test_random_numbers_of_linen_are_of_the_training_alone(cell, encoder):
     b = batch()
     model, params = from_linen(cell, encoder=encoder, readout=READOUT, inputs=b.inputs)
     window = tbptt.Window(b.inputs, b.targets)

@@ -1,6 +1,6 @@
 """The faults that `tests.mutations` puts into the library: one table for each of its areas."""
 
-from tests.faults import boundary, cells, files, numbers, plans, reports
+from tests.faults import adapters, boundary, cells, files, numbers, plans, reports
 from tests.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -10,4 +10,5 @@ FAULTS: tuple[Fault, ...] = (
     *boundary.FAULTS,
     *reports.FAULTS,
     *files.FAULTS,
+    *adapters.FAULTS,
 )

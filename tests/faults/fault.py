@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 import pathlib
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ class Fault(NamedTuple):
       old: the expression or statement, which occurs once in that function.
       new: what stands there instead.
       tests: the fewest and fastest that fail; where they are parametrized, with the case.
+      needs: the package without which these tests are skipped; none: "".
     """
 
     name: str
@@ -28,6 +30,11 @@ class Fault(NamedTuple):
     old: str
     new: str
     tests: tuple[str, ...]
+    needs: str = ""
+
+    def can_be_tried(self) -> bool:
+        """Whether the package that its tests need is installed."""
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
 class Place(NamedTuple):
