@@ -137,6 +137,9 @@ def search(
     """Train by every plan without rows; all rows."""
     rows, spreads = run.read_rows(ROWS, ROW), read_spreads(run)
     jobs = [plan for plan in plane.runs if missing(plan, networks, rows)]
+    for plan in plane.runs:
+        if rows and plan not in jobs:  # a kill may have come between its rows and this
+            run.saving(slug(technique(plan).name)).forget()
     if not jobs:
         return rows
     # Devices train as many networks each; further copies of the last one fill them up.

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import time
 
 import numpy as np
@@ -114,6 +115,43 @@ def test_a_search_is_spread_over_devices_and_ends_in_one_file(searched, count, d
         for score in ("valid_score", "test_score"):
             np.testing.assert_allclose(row[score], searched[name][score], rtol=1e-3)
         assert row["updates"] == searched[name]["updates"]
+
+
+@pytest.mark.slow
+def test_a_search_killed_in_several_processes_ends_in_the_rows_of_one_left_alone(tmp_path):
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    words = ["-m", *GRID, "--checkpoint_every=0", "--distributed"]
+
+    def begin(folder: pathlib.Path) -> list:
+        more = ["--resume"] * folder.exists()
+        return cluster.start([*words, f"--output_dir={folder}", *more], 2)
+
+    def rows() -> int:
+        path = run / "rows.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    # In the midst of the first plan, and of the second when the first has its rows.
+    for attempt, done in enumerate([0, 3]):
+        running = begin(run)
+        while all(process.poll() is None for process in running):
+            if rows() == done and len(list(run.glob("checkpoints/*/*/record"))) > 1:
+                break
+            time.sleep(0.002)
+        assert all(process.poll() is None for process in running), cluster.finish(running)
+        running[attempt].kill()
+        time.sleep(0.1)
+        for process in running:  # as a scheduler does
+            process.kill()
+            process.communicate()
+        assert rows() == done
+    # What a clock decides, networks together or in turn, is decided once; bits depend on it.
+    alone.mkdir()
+    for name in ("config.json", "spread.json"):
+        shutil.copy(run / name, alone / name)
+    for folder in (run, alone):
+        cluster.finish(begin(folder))
+    assert len(rows_of(alone)) == 2 * 3
+    assert bits(run) == bits(alone)
 
 
 def test_without_other_processes_the_remedy_is_said(tmp_path):

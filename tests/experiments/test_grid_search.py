@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -352,9 +353,16 @@ def test_an_interrupted_search_continues_where_it_stopped(how, finished, tmp_pat
 def test_a_finished_search_is_only_drawn_again(finished):
     before = (finished / "rows.jsonl").read_bytes()
     (finished / "plane.png").unlink()
+    # As a kill between the rows of a plan and the end of its checkpoints leaves them.
+    left = finished / "checkpoints" / "k1-30-k2-30-update"
+    state = tbptt.TrainState.create(network(0), optax.sgd(0.1), optax.losses.squared_error)
+    with tbptt.Checkpoints(left) as checkpoints:
+        checkpoints.save(state)
+    assert left.exists()
     done = run(NAME, *SMALL, f"--output_dir={finished}", "--resume")
     assert done.returncode == 0, done.stderr
     assert "trained" not in done.stderr
+    assert not left.exists()
     assert (finished / "rows.jsonl").read_bytes() == before
     assert (finished / "plane.png").exists()
 
