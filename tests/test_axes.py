@@ -198,6 +198,7 @@ def test_large_tables_are_spread_over_a_second_axis_and_stay_there(kind):
     assert lines == ["True"]
 
 
+@pytest.mark.slow
 def test_rows_that_the_devices_do_not_divide_are_filled_up():
     lines = run("""
         plan, shared = tbptt.Truncation(2, 3), mesh(AxisType.Auto, 4)
@@ -293,6 +294,7 @@ def test_of_an_update_the_gradient_travels_once_and_nothing_else():
         assert sum(sum(shapes) for _, shapes in found) == size + 1, case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marks", [("mask",), ("weights",), ("mask", "reset", "weights")])
 def test_with_masks_and_weights_their_sums_travel_too(marks):
     plans = [

@@ -244,6 +244,7 @@ def test_the_count_of_updates_stays_at_the_largest():
     assert int(last.step) == 2**31 - 1
 
 
+@pytest.mark.slow
 def test_strict_promotion_of_dtypes_changes_nothing():
     batch = make_batch()._replace(mask=np.arange(6) < np.array([[6], [4], [5]]))
     stream = batch._replace(reset=np.zeros((3, 6), bool))

@@ -44,7 +44,7 @@ def from_linen(
     Examples:
       >>> import flax.linen as nn
       >>> model, params = from_linen(
-      ...     nn.GRUCell(16), readout=nn.Dense(1), inputs=jax.ShapeDtypeStruct((2, 5, 3), float))
+      ...     nn.GRUCell(16), readout=nn.Dense(1), inputs=jnp.zeros((2, 5, 3)))
       >>> params["core"]["hn"]["kernel"].shape
       (16, 16)
     """

@@ -181,6 +181,7 @@ class Stream:
         return jax.eval_shape(step, self.state, self.batch(0))[0]
 
 
+@pytest.mark.slow
 @given(
     k1=st.sampled_from([1, 2, 3, 5]),
     k2=st.sampled_from([1, 2, 4, 6]),

@@ -87,6 +87,7 @@ def coins_of(batch: tbptt.Batch, plan: tbptt.Truncation, seed: int = 0) -> np.nd
     return np.asarray(metrics.loss)
 
 
+@pytest.mark.slow
 def test_every_step_of_every_window_draws_anew():
     batch = tbptt.Batch(np.zeros((1, 24, 1)), np.zeros((1, 24)))
     one_by_one = coins_of(batch, tbptt.Truncation(1, 1))
