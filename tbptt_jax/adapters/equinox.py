@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tbptt_jax.adapters.parts import Apply, unroll_known
+from tbptt_jax.adapters.parts import Apply, peer, unroll_known
 from tbptt_jax.cells import gru, lstm
 from tbptt_jax.cells.flax_cell import FlaxCell
 from tbptt_jax.cells.gated import Weights
@@ -45,7 +45,7 @@ def from_equinox(
     Raises:
       TypeError: no `initial` for a cell that is not one of Equinox's two.
     """
-    import equinox as eqx
+    eqx = peer("equinox")
 
     known = _known(cell)
     if initial is None:
@@ -129,7 +129,7 @@ def _takes_key(module: Any) -> bool:
 
 def _known(cell: Any) -> FlaxCell | None:
     """The cell of flax with the same equations; None: there is none."""
-    import equinox as eqx
+    eqx = peer("equinox")
 
     return {eqx.nn.LSTMCell: lstm.CELL, eqx.nn.GRUCell: gru.CELL}.get(type(cell))
 

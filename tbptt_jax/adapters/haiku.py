@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tbptt_jax.adapters.parts import Apply, switches
+from tbptt_jax.adapters.parts import Apply, peer, switches
 from tbptt_jax.types import Carry, Model, Params, Tree
 
 # What makes a module; Haiku's modules are made inside of a transformed function.
@@ -45,7 +45,7 @@ def from_haiku(
       ValueError: Haiku's, of a module with state (running statistics), which training by windows
         cannot update.
     """
-    import haiku as hk
+    hk = peer("haiku")
 
     start = hk.transform(lambda rows: core().initial_state(rows))
     step = hk.transform(functools.partial(_one_step, core))
@@ -94,7 +94,7 @@ def _one_step(core: Make, training: bool, carry: Carry, x: Tree) -> tuple[Carry,
 
 def _is_told(make: Make) -> bool:
     """Whether a module's call has an argument for whether it trains."""
-    import haiku as hk
+    hk = peer("haiku")
 
     told: list[bool] = []
     hk.transform(lambda: told.append(bool(switches(make(), True)))).init(jax.random.key(0))
@@ -102,7 +102,7 @@ def _is_told(make: Make) -> bool:
 
 
 def _initialize(start: Any, step: Any, layers: dict[str, Any], inputs: Tree, seed: int) -> Params:
-    import haiku as hk
+    hk = peer("haiku")
 
     params: dict[str, Params] = {}
     keys = jax.random.split(jax.random.key(seed), 4)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tbptt_jax.adapters.parts import Fused, Layer, Noise, Pointwise, Scanned, assemble
+from tbptt_jax.adapters.parts import Fused, Layer, Noise, Pointwise, Scanned, assemble, peer
 from tbptt_jax.cells import gru, lstm, simple
 from tbptt_jax.cells.gated import Leaves, Weights
 from tbptt_jax.types import Model, Params
@@ -42,7 +42,7 @@ def from_keras(model: Any) -> tuple[Model, Params]:
       ValueError: Keras runs on another backend; or an option that is not supported:
         `go_backwards`, `recurrent_dropout`, regularizers and constraints.
     """
-    import keras
+    keras = peer("keras")
 
     if keras.backend.backend() != "jax":
         raise ValueError(
@@ -109,7 +109,7 @@ def to_keras(params: Params, model: Any) -> None:
 
 def _parts(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
     """The layers before, from the first to the last, and behind the recurrent ones; checked."""
-    import keras
+    keras = peer("keras")
 
     if not isinstance(model, keras.Model) or not model.built or not hasattr(model, "inputs"):
         raise TypeError(
@@ -138,7 +138,7 @@ def _parts(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def _check(layer: Any) -> None:
-    import keras
+    keras = peer("keras")
 
     where = f"from_keras: layer {layer.name!r}"
     kept = [v for v in layer.variables if v.regularizer is not None or v.constraint is not None]
@@ -229,7 +229,7 @@ def _layers(
 
 def _noise(layer: Any) -> Noise | None:
     """The dropout that a layer is, or has of its inputs; None: neither."""
-    import keras
+    keras = peer("keras")
 
     kinds = keras.layers
     if type(layer) is kinds.Dropout and layer.noise_shape is not None:
@@ -242,7 +242,7 @@ def _noise(layer: Any) -> Noise | None:
 
 
 def _pointwise(layer: Any, own: Callable[[Params], Arrays]) -> Layer:
-    import keras
+    keras = peer("keras")
 
     kinds = keras.layers
     known = (kinds.Dense, kinds.Activation, kinds.ReLU, kinds.LeakyReLU, kinds.ELU)
@@ -279,7 +279,7 @@ def _recurrent(layer: Any, own: Callable[[Params], Arrays]) -> Layer:
 
 def _known(layer: Any, own: Callable[[Params], Arrays]) -> Fused | None:
     """The layer by the fused scan; None: that has not its equations."""
-    import keras
+    keras = peer("keras")
 
     activations, kinds = keras.activations, keras.layers
     gates = getattr(layer, "recurrent_activation", activations.sigmoid)

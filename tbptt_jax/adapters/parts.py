@@ -1,5 +1,6 @@
 """What the adapters have in common: recurrent layers in a row, and cells that are known."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -284,3 +285,8 @@ def switches(function: Callable[..., Any], training: bool) -> dict[str, Any]:
     on = {name: training for name in ("train", "training", "is_training") if name in names}
     off = {name: not training for name in ("deterministic", "inference") if name in names}
     return {**on, **off}
+
+
+def peer(name: str) -> Any:
+    """Another library, imported when it is needed; an `ImportError` says that it is missing."""
+    return importlib.import_module(name)

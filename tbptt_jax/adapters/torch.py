@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tbptt_jax.adapters.parts import Fused, Layer, Noise, Scanned, assemble, dropped
+from tbptt_jax.adapters.parts import Fused, Layer, Noise, Scanned, assemble, dropped, peer
 from tbptt_jax.cells import gru, lstm, simple
 from tbptt_jax.cells.gated import Leaves, Weights, plus
 from tbptt_jax.types import Model, Params, Tree
@@ -80,7 +80,7 @@ def to_torch(params: Params, rnn: Any, *, encoder: Any = None, readout: Any = No
       TypeError: as `from_torch`.
       ValueError: the parameters are not those of such modules.
     """
-    import torch
+    torch = peer("torch")
 
     modules = _modules(rnn, encoder, readout)
     fold = any(name.startswith("bias_l") for name in params.get("rnn", ()))
@@ -110,7 +110,7 @@ def _shapes(params: Params) -> dict[str, list[int]]:
 
 def _modules(rnn: Any, encoder: Any, readout: Any) -> dict[str, Any]:
     """The modules by the names of their parts, those that are None left out; checked."""
-    import torch
+    torch = peer("torch")
 
     if type(rnn) not in (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN):
         raise TypeError(
@@ -169,7 +169,7 @@ def _places(modules: Mapping[str, Any], fold_biases: bool) -> _Places:
 
 
 def _array(part: str, name: str, tensor: Any) -> jax.Array:
-    import torch
+    torch = peer("torch")
 
     if tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(
@@ -263,7 +263,7 @@ def _layer(rnn: Any, number: int, arrays_of: Callable[[Params], Arrays]) -> Laye
 
 
 def _vocabulary(encoder: Any) -> int | None:
-    import torch
+    torch = peer("torch")
 
     while type(encoder) is torch.nn.Sequential and len(encoder):
         encoder = encoder[0]
@@ -276,7 +276,7 @@ def _function(where: str, module: Any) -> Function:
 
 
 def _of_module(where: str, module: Any, prefix: str) -> Function:
-    import torch
+    torch = peer("torch")
 
     nn = torch.nn
     kind: Any = type(module)

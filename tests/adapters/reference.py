@@ -13,7 +13,7 @@ import tbptt_jax as tbptt
 B, T, FEATURES, HIDDEN, CLASSES = 3, 6, 4, 5, 6
 LOSS = optax.losses.softmax_cross_entropy_with_integer_labels
 ATOL32 = 1e-5
-MARKS = [(), ("mask", "reset"), ("mask", "reset", "weights")]
+MARKS = [(), ("mask", "reset", "weights")]
 
 
 class Peer(NamedTuple):

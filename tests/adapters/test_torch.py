@@ -131,7 +131,7 @@ def test_outputs_are_pytorch_s(kind, layers):
     np.testing.assert_allclose(tbptt.predict(state, b), outputs.detach().numpy(), atol=1e-12)
 
 
-@pytest.mark.parametrize("marks", [(), ("mask", "reset"), ("mask", "reset", "weights")])
+@pytest.mark.parametrize("marks", [(), ("mask", "reset", "weights")])
 @pytest.mark.parametrize("kind", RNNS)
 def test_an_update_is_pytorch_s(kind, marks):
     parts, b = network(kind, num_layers=2), batch(marks)
