@@ -110,13 +110,16 @@ def share(batch: tbptt.Batch) -> tbptt.Batch:
     over = mesh()
     if over is None:
         return batch
-    rows, count = batch_shape(batch)[0], jax.process_count()
-    if rows < count:
-        stop(
-            f"--distributed: expected batches of at least {count} rows, one for each process, got "
-            f"one of {rows}; start fewer processes"
+    rows, length = batch_shape(batch)
+    count = jax.process_count()
+    if rows < count:  # further rows, of which no step exists
+        mask = np.ones((rows, length), bool) if batch.mask is None else batch.mask
+        more = [(0, count - rows)]
+        batch = jax.tree.map(
+            lambda x: np.pad(x, more + [(0, 0)] * (x.ndim - 1), mode="edge"), batch
         )
-    own = np.array_split(np.arange(rows), count)[jax.process_index()]
+        batch = batch._replace(mask=np.pad(mask, [*more, (0, 0)]))
+    own = np.array_split(np.arange(max(rows, count)), count)[jax.process_index()]
     return tbptt.data.spread(jax.tree.map(lambda x: x[own], batch), over, AXIS)
 
 

@@ -154,6 +154,23 @@ def test_a_search_killed_in_several_processes_ends_in_the_rows_of_one_left_alone
     assert bits(run) == bits(alone)
 
 
+@pytest.mark.slow
+def test_fewer_rows_than_processes_are_filled_up_with_rows_of_no_step():
+    first, second = cluster.run(
+        """
+        import numpy as np, tbptt_jax as tbptt
+        from experiments import cluster
+        with cluster.joined():
+            batch = tbptt.Batch(np.full((1, 3, 1), 7.0), np.zeros((1, 3, 1)))
+            batch = cluster.fetch(cluster.share(batch))
+            print(batch.inputs.shape, batch.mask.tolist(), batch.weights)
+        """,
+        2,
+    )
+    assert first == f"(2, 3, 1) {[[True] * 3, [False] * 3]} None\n"
+    assert second == ""
+
+
 def test_without_other_processes_the_remedy_is_said(tmp_path):
     done = command_line.run(*TOY, "--distributed", f"--output_dir={tmp_path / 'run'}")
     assert done.returncode == 1
