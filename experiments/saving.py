@@ -204,6 +204,8 @@ class Saving:
 
     def forget(self) -> None:
         """Remove the checkpoints, when their result is saved elsewhere."""
+        if not processes.on_first(self._folder.exists):
+            return
 
         def clear() -> None:
             with Checkpoints(self._folder) as checkpoints:

@@ -11,18 +11,19 @@ import pytest
 
 from tests.command_line import ROOT
 from tests.faults import FAULTS
-from tests.faults.fault import Fault, find, library
+from tests.faults.fault import Fault, find, library, node_id
 from tests.mutations import copy, run, try_all
 
 SAMPLE = 12
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
-def test_a_fault_has_one_place(fault):
+def test_a_fault_has_one_place_and_its_tests_are_there(fault):
     place = find(fault)
     sound = ast.parse((ROOT / place.file).read_text(encoding="utf-8"))
     assert place.faulty != ast.unparse(sound)
     compile(place.faulty, place.file, "exec")  # every test would notice a syntax error
+    assert all(map(node_id, fault.tests))
 
 
 def test_the_tests_of_every_fault_are_collected_with_their_cases(tmp_path):

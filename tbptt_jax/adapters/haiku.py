@@ -28,8 +28,8 @@ def from_haiku(
     Args:
       core: makes an `hk.RNNCore`: `lambda: hk.LSTM(32)`, say.
       encoder, readout: make modules, or functions, of one step, [B, K, ...] to [B, K, ...]; or
-        None. A part whose call has an argument `is_training`, `training` or `train` is told; its
-        random numbers (`hk.next_rng_key`) are on in training.
+        None. If a call takes `is_training`, `training` or `train`, it is set; random numbers
+        (`hk.next_rng_key`) are drawn in training only.
       params: {"encoder": ..., "core": ..., "readout": ...}, each what `init` of
         `hk.transform(lambda x: make()(x))` returns; those without parameters may be missing. None:
         they are initialized.
@@ -77,7 +77,7 @@ def from_haiku(
         lambda params, carry, x: step.apply(params.get("core", {}), None, False, carry, x),
         layer("readout"),
     )
-    if _is_told(core):
+    if _takes_mode(core):
         model = model._replace(random_step=random_step)
     return model, params
 
@@ -92,8 +92,8 @@ def _one_step(core: Make, training: bool, carry: Carry, x: Tree) -> tuple[Carry,
     return carry, y
 
 
-def _is_told(make: Make) -> bool:
-    """Whether a module's call has an argument for whether it trains."""
+def _takes_mode(make: Make) -> bool:
+    """Whether the call of a module takes a mode argument."""
     hk = peer("haiku")
 
     told: list[bool] = []

@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tbptt_jax.adapters.parts import Fused, Layer, Noise, Pointwise, Scanned, assemble, peer
+from tbptt_jax.adapters.parts import (
+    Fused,
+    Layer,
+    Noise,
+    Pointwise,
+    Scanned,
+    assemble,
+    numbered,
+    peer,
+)
 from tbptt_jax.cells import gru, lstm, simple
 from tbptt_jax.cells.gated import Leaves, Weights
 from tbptt_jax.types import Model, Params
@@ -60,7 +69,7 @@ def from_keras(model: Any) -> tuple[Model, Params]:
         exists = None
         for number, layer in enumerate(before):
             mask = layer.compute_mask(x, exists) if layer.supports_masking else None
-            x, exists = _call(layer, arrays_of(params, layer), x, _key(rng, number)), mask
+            x, exists = _call(layer, arrays_of(params, layer), x, numbered(rng, number)), mask
         return x, exists
 
     def readout(params: Params, y: jax.Array, rng: jax.Array | None) -> jax.Array:
@@ -68,7 +77,7 @@ def from_keras(model: Any) -> tuple[Model, Params]:
         if flat:  # a layer may tell [B, features] from [B, T, features]
             y = y.reshape(rows * steps, *y.shape[2:])
         for number, layer in enumerate(behind):
-            y = _call(layer, arrays_of(params, layer), y, _key(rng, number))
+            y = _call(layer, arrays_of(params, layer), y, numbered(rng, number))
         return y.reshape(rows, steps, *y.shape[1:]) if flat else y
 
     flat = not between[-1].return_sequences
@@ -178,10 +187,6 @@ def _name(layer: Any, variable: Any) -> str:
 
 def _is_seed(variable: Any) -> bool:
     return variable.name == "seed_generator_state"
-
-
-def _key(rng: jax.Array | None, number: int) -> jax.Array | None:
-    return None if rng is None else jax.random.fold_in(rng, number)
 
 
 def _call(layer: Any, arrays: Arrays, x: Any, rng: jax.Array | None) -> jax.Array:

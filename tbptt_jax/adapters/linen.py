@@ -25,9 +25,9 @@ def from_linen(
 
     Args:
       cell: an `nn.RNNCellBase`: `(carry, x) -> (carry, y)` and `initialize_carry(rng, shape)`.
-      encoder, readout: modules or functions of one step, [B, K, ...] to [B, K, ...]; or None. A
-        part whose call has an argument `deterministic`, `train` or `training` is told; its
-        "dropout" numbers are on in training.
+      encoder, readout: modules or functions of one step, [B, K, ...] to [B, K, ...]; or None. If
+        a call takes `deterministic`, `train` or `training`, it is set; "dropout" numbers are drawn
+        in training only.
       params: {"encoder": ..., "core": ..., "readout": ...}, each what the module's `init` returns
         under "params"; those without parameters may be missing. None: they are initialized.
       inputs: with params=None: the inputs of a batch, [B, T, ...], or their

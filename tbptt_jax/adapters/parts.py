@@ -166,6 +166,11 @@ class Encoded(NamedTuple):
     factors: tuple[Any, ...]
 
 
+def numbered(rng: jax.Array | None, number: int) -> jax.Array | None:
+    """The key of one layer of several; None outside of training."""
+    return None if rng is None else jax.random.fold_in(rng, number)
+
+
 def dropped(x: jax.Array, rate: float, rng: jax.Array) -> jax.Array:
     """x with each number dropped with this probability, the others scaled up."""
     return x * _factors(rng, rate, x.shape, x.dtype)
@@ -188,6 +193,17 @@ def _product(rng: jax.Array, noise: Sequence[Noise], x: jax.Array, width: int) -
     return product
 
 
+def _products(
+    rng: jax.Array, noise: Sequence[Sequence[Noise]], layers: Sequence[Layer], x: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    """`Encoded.factors`, for the encoded inputs x."""
+    widths = [x.shape[-1], *(layer.width for layer in layers[:-1])]
+    return tuple(
+        _product(jax.random.fold_in(rng, number), own, x, width)
+        for number, (own, width) in enumerate(zip(noise, widths, strict=True))
+    )
+
+
 def assemble(
     encode: Callable[[Params, Tree, jax.Array | None], tuple[jax.Array, jax.Array | None]],
     layers: Sequence[Layer],
@@ -204,16 +220,13 @@ def assemble(
       readout: as `Model.readout`.
       vocabulary: as `Model.vocabulary`.
     """
-    widths = [layer.width for layer in layers]
 
     def encode_all(params: Params, inputs: Tree, rng: jax.Array | None) -> Encoded:
         if rng is None:
             return Encoded(*encode(params, inputs, None), (None,) * len(layers))
         own, drawn = jax.random.split(rng)
         x, exists = encode(params, inputs, own)
-        drawn = [jax.random.fold_in(drawn, i) for i in range(len(layers))]
-        before = [x.shape[-1], *widths[:-1]]
-        return Encoded(x, exists, tuple(map(_product, drawn, noise, [x] * len(layers), before)))
+        return Encoded(x, exists, _products(drawn, noise, layers, x))
 
     def initialize_carry(params: Params, input_shape: Any) -> Carry:
         rows = input_shape.x[0]
@@ -280,7 +293,7 @@ def unroll_known(
 
 
 def switches(function: Callable[..., Any], training: bool) -> dict[str, Any]:
-    """The arguments by which a function is told whether it trains, by the names in use."""
+    """The mode arguments that a function takes, by the names in use, set for training or not."""
     names = inspect.signature(function).parameters
     on = {name: training for name in ("train", "training", "is_training") if name in names}
     off = {name: not training for name in ("deterministic", "inference") if name in names}

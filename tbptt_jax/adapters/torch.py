@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tbptt_jax.adapters.parts import Fused, Layer, Noise, Scanned, assemble, dropped, peer
+from tbptt_jax.adapters.parts import Fused, Layer, Noise, Scanned, assemble, dropped, numbered, peer
 from tbptt_jax.cells import gru, lstm, simple
 from tbptt_jax.cells.gated import Leaves, Weights, plus
 from tbptt_jax.types import Model, Params, Tree
@@ -270,12 +270,8 @@ def _vocabulary(encoder: Any) -> int | None:
     return encoder.num_embeddings if type(encoder) is torch.nn.Embedding else None
 
 
-def _function(where: str, module: Any) -> Function:
-    """A module as a function; the names of its arrays begin as `state_dict` has them."""
-    return _of_module(where, module, "")
-
-
-def _of_module(where: str, module: Any, prefix: str) -> Function:
+def _function(where: str, module: Any, prefix: str = "") -> Function:
+    """A module as a function of its arrays, whose names begin with `prefix` in `state_dict`."""
     torch = peer("torch")
 
     nn = torch.nn
@@ -283,9 +279,7 @@ def _of_module(where: str, module: Any, prefix: str) -> Function:
     if module is None or kind is nn.Identity:
         return lambda arrays, x, rng: x
     if kind is nn.Sequential:
-        parts = [
-            _of_module(f"{where}[{n}]", m, f"{prefix}{n}.") for n, m in module.named_children()
-        ]
+        parts = [_function(f"{where}[{n}]", m, f"{prefix}{n}.") for n, m in module.named_children()]
         return functools.partial(_in_turn, parts)
     if kind is nn.Linear:
         return lambda arrays, x, rng: plus(
@@ -345,7 +339,7 @@ def _refuse(where: str, module: Any, **only: Any) -> None:
 
 def _in_turn(parts: list[Function], arrays: Arrays, x: Tree, rng: jax.Array | None) -> Tree:
     for number, part in enumerate(parts):
-        x = part(arrays, x, None if rng is None else jax.random.fold_in(rng, number))
+        x = part(arrays, x, numbered(rng, number))
     return x
 
 

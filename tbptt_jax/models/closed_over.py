@@ -22,7 +22,7 @@ _LIBRARIES = {
     *("builtins", "flax", "functools", "jax", "jaxlib", "keras", "math", "numpy", "optax"),
     *("torch", "typing"),
 }
-# Their objects hold no layers of nnx, and reach thousands of others.
+# Objects of these hold no nnx layers, and reach thousands of others: a search takes minutes.
 _PEERS = {"haiku", "keras", "torch"}
 _PLAIN = (
     *(str, bytes, bool, int, float, complex, type(None), range, slice, np.ndarray, np.generic),

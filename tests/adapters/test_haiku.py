@@ -98,7 +98,7 @@ class Noisy(hk.RNNCore):
 
 
 class Dropped(hk.Module):
-    """A layer that is told whether it trains."""
+    """A layer with a mode argument."""
 
     def __call__(self, x, is_training):
         return hk.dropout(hk.next_rng_key(), 0.5, x) if is_training else x

@@ -111,7 +111,7 @@ def test_given_parameters_are_taken_and_a_part_without_them_may_be_a_function():
 
 
 class Dropped(nn.Module):
-    """A layer that is told whether it trains."""
+    """A layer with a mode argument."""
 
     @nn.compact
     def __call__(self, x, deterministic):
