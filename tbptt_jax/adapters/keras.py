@@ -19,6 +19,7 @@ from tbptt_jax.adapters.parts import (
     Pointwise,
     Scanned,
     assemble,
+    check_arrays,
     numbered,
     peer,
 )
@@ -105,13 +106,7 @@ def to_keras(params: Params, model: Any) -> None:
         for variable in layer.trainable_variables
     }
     given = {f"{part}: {name}": a for part, own in params.items() for name, a in own.items()}
-    shapes, expected = ({n: tuple(a.shape) for n, a in of.items()} for of in (given, places))
-    if shapes != expected:
-        name = min(n for n in {*given, *places} if shapes.get(n) != expected.get(n))
-        raise ValueError(
-            f"to_keras: params must be those of this model, with {name} of shape "
-            f"{expected.get(name, '(none)')}, got {shapes.get(name, '(none)')}"
-        )
+    check_arrays("to_keras: params must be those of this model", given, places)
     for name, variable in places.items():
         variable.assign(given[name])
 

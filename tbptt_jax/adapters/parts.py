@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -303,3 +303,14 @@ def switches(function: Callable[..., Any], training: bool) -> dict[str, Any]:
 def peer(name: str) -> Any:
     """Another library, imported when it is needed; an `ImportError` says that it is missing."""
     return importlib.import_module(name)
+
+
+def check_arrays(claim: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless arrays have the same names and shapes as others."""
+    shapes, others = ({n: list(a.shape) for n, a in of.items()} for of in (found, expected))
+    if shapes != others:
+        name = min(n for n in {*shapes, *others} if shapes.get(n) != others.get(n))
+        raise ValueError(
+            f"{claim}, with {name} of shape {others.get(name, '(none)')}, got "
+            f"{shapes.get(name, '(none)')}"
+        )

@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tbptt_jax.adapters.parts import Fused, Layer, Noise, Scanned, assemble, dropped, numbered, peer
+from tbptt_jax.adapters.parts import (
+    Fused,
+    Layer,
+    Noise,
+    Scanned,
+    assemble,
+    check_arrays,
+    dropped,
+    numbered,
+    peer,
+)
 from tbptt_jax.cells import gru, lstm, simple
 from tbptt_jax.cells.gated import Leaves, Weights, plus
 from tbptt_jax.types import Model, Params, Tree
@@ -84,13 +94,11 @@ def to_torch(params: Params, rnn: Any, *, encoder: Any = None, readout: Any = No
 
     modules = _modules(rnn, encoder, readout)
     fold = any(name.startswith("bias_l") for name in params.get("rnn", ()))
-    expected, found = _shapes(_places(modules, fold).params), _shapes(params)
-    if found != expected:
-        name = min(n for n in {*found, *expected} if found.get(n) != expected.get(n))
-        raise ValueError(
-            f"to_torch: params must be those of these modules, with {name} of shape "
-            f"{expected.get(name, '(none)')}, got {found.get(name, '(none)')}"
-        )
+    check_arrays(
+        "to_torch: params must be those of these modules",
+        _flat(params),
+        _flat(_places(modules, fold).params),
+    )
     if fold:
         params = {**params, "rnn": _unfolded(rnn, params["rnn"])}
     with torch.no_grad():
@@ -100,12 +108,8 @@ def to_torch(params: Params, rnn: Any, *, encoder: Any = None, readout: Any = No
                 tensors[name].copy_(torch.from_numpy(np.array(array)))
 
 
-def _shapes(params: Params) -> dict[str, list[int]]:
-    return {
-        f"{part}.{name}": list(np.shape(array))
-        for part, arrays in params.items()
-        for name, array in arrays.items()
-    }
+def _flat(params: Params) -> dict[str, jax.Array]:
+    return {f"{part}.{name}": a for part, own in params.items() for name, a in own.items()}
 
 
 def _modules(rnn: Any, encoder: Any, readout: Any) -> dict[str, Any]:
